@@ -1,0 +1,174 @@
+"""The command `refit`. Libraries are imported by the command that needs them, so that `--help` is quick.
+
+Exit codes: 0 done; 1 to 8 as in tasks/errors.py (2 also for a mistake on the command line); 130 interrupted.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tasks.errors import DataError, RefitError, WorkspaceError, exit_with
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+_EXIT_CODES = """\b
+Exit codes:
+  0  done                         5  download failed; try again
+  1  any other failure            6  training failed
+  2  wrong parameter or option    7  MLflow failed; try again
+  3  data not good enough         8  file, git or DVC trouble
+  4  checkpoint missing or wrong  130  interrupted
+"""
+
+
+class _Commands(click.Group):
+    """The one place that turns a RefitError into one line and an exit code."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except RefitError as error:
+            exit_with(error)
+
+
+@click.group(cls=_Commands, epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--project",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The project's folder. Default: the nearest one, from here upwards, with params.yaml and dvc.yaml.",
+)
+@click.version_option(package_name="refit")
+def main(project: Path | None) -> None:
+    """Fine-tune a pretrained model on your data, register the result, and be able to reproduce it."""
+    os.chdir(project or _nearest_project())
+
+
+@main.command()
+@click.option("--commit", is_flag=True, help="End in a git commit, and `dvc push` where there is a remote.")
+@_JSON
+def retrain(commit: bool, as_json: bool) -> None:
+    """Run the whole flow: validate, fetch, fine-tune, evaluate, register the candidate."""
+    _load_params_first()
+    _prefect_defaults()
+    from flows.retrain import retrain as flow
+
+    summary = flow(commit=commit)
+    if as_json:
+        _print_json(summary)
+        return
+    accuracy = summary["overall"]["accuracy"]
+    click.echo(f"\nCandidate   {summary['uri']}{'' if summary['is_new'] else '  (this content was registered before)'}")
+    click.echo(f"Accuracy    {accuracy['value']:.4f}  ({accuracy['low']:.4f} to {accuracy['high']:.4f})")
+    click.echo("Reports     reports/validation.html  reports/evaluation.html")
+    for name, address in summary["links"].items():
+        click.echo(f"{name.capitalize():<12}{address}")
+    if not summary["links"]:
+        click.echo("Look at it  make ui")
+
+
+@main.command()
+@_JSON
+def validate(as_json: bool) -> None:
+    """Check the data and say what is wrong with it; train nothing."""
+    from flows import pipeline
+    from tasks import paths
+    from tasks.reports import validation_markdown
+
+    _load_params_first()
+    failure: DataError | None = None
+    try:
+        pipeline.reproduce("validate", lambda line: click.echo(line, err=True), single_item=False)
+    except DataError as error:
+        if not paths.VALIDATION_SUMMARY.exists():
+            raise
+        failure = error
+    summary = json.loads(paths.VALIDATION_SUMMARY.read_text())
+    if as_json:
+        _print_json(summary)
+    else:
+        click.echo(validation_markdown(summary))
+    if failure is not None:
+        raise failure
+
+
+@main.command()
+@_JSON
+def register(as_json: bool) -> None:
+    """Register what is in the workspace, for instance after MLflow could not be reached."""
+    from tasks.register import register_candidate
+
+    registration = register_candidate()
+    version = registration.version
+    if as_json:
+        _print_json({"uri": version.uri, "is_new": registration.is_new, "links": dict(registration.links)})
+    else:
+        known = "" if registration.is_new else "  (this content was registered before)"
+        click.echo(f"candidate: {version.uri}{known}")
+
+
+@main.command()
+@_JSON
+def status(as_json: bool) -> None:
+    """Say what would run, what is registered, and how the candidate compares with the champion."""
+    from flows.status import describe, gather
+
+    _load_params_first()
+    found = gather()
+    if as_json:
+        _print_json(found)
+    else:
+        click.echo(describe(found))
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--model", "uri", help="A model in MLflow, such as models:/digits@candidate. Default: the one in models/."
+)
+@_JSON
+def predict(images: tuple[Path, ...], uri: str | None, as_json: bool) -> None:
+    """Label IMAGES with a model, with calibrated probabilities."""
+    # The paths on the command line count from where the user is, not from the project.
+    from tasks.predict import predict_files
+
+    results = predict_files([_from_start(image) for image in images], uri)
+    if as_json:
+        _print_json([{"image": str(image), **result} for image, result in zip(images, results, strict=True)])
+        return
+    for image, result in zip(images, results, strict=True):
+        click.echo(f"{image}\t{result['label']}\t{result['probability']:.4f}")
+
+
+_STARTED_IN = Path.cwd()
+
+
+def _from_start(path: Path) -> Path:
+    return _STARTED_IN / path
+
+
+def _nearest_project() -> Path:
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return folder
+    raise WorkspaceError("no project here: no folder from here upwards holds params.yaml and dvc.yaml; use --project")
+
+
+def _load_params_first() -> None:
+    """A mistake in params.yaml is better said before servers and libraries are started."""
+    from tasks.params import load_params
+
+    load_params()
+
+
+def _prefect_defaults() -> None:
+    """Before prefect is imported: it reads its settings once."""
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # a slow machine needs 20
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+
+def _print_json(content: Any) -> None:
+    json.dump(content, sys.stdout, indent=2, ensure_ascii=False, sort_keys=True)
+    sys.stdout.write("\n")

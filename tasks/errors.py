@@ -1,0 +1,106 @@
+"""Every mistake that a user can make or meet, and the one place that turns it into one line.
+
+    RefitError                  1   anything below
+    ├── ParamsError             2   params.yaml (or the command line) says something impossible
+    ├── DataError               3   the data source cannot be read, or the data is not good enough
+    ├── CheckpointError         4   the base checkpoint is missing, damaged or does not fit the model
+    │   └── DownloadError       5   ... or could not be fetched; trying again may help
+    ├── TrainingError           6   the training itself went wrong (a loss that is not finite)
+    ├── TrackingError           7   MLflow could not be reached or refused; trying again may help
+    └── WorkspaceError          8   a file cannot be written, or git or DVC refused
+
+The number is the exit code of the process. `retryable` says whether the same call may succeed later.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class RefitError(Exception):
+    """Base of all errors that are shown to the user as one line."""
+
+    exit_code = 1
+    retryable = False
+
+
+class ParamsError(RefitError):
+    """A parameter is unknown, of the wrong type, out of range, or contradicts another one."""
+
+    exit_code = 2
+
+
+class DataError(RefitError):
+    """The data source cannot be read, or the validation stopped the run."""
+
+    exit_code = 3
+
+
+class CheckpointError(RefitError):
+    """A checkpoint is missing, damaged, unpinned, or does not fit the model."""
+
+    exit_code = 4
+
+
+class DownloadError(CheckpointError):
+    """A checkpoint could not be fetched; what has arrived is kept and the next try goes on from there."""
+
+    exit_code = 5
+    retryable = True
+
+
+class TrainingError(RefitError):
+    """Training cannot go on."""
+
+    exit_code = 6
+
+
+class TrackingError(RefitError):
+    """The MLflow server cannot be reached, or refused."""
+
+    exit_code = 7
+    retryable = True
+
+
+class WorkspaceError(RefitError):
+    """A file cannot be written, or git or DVC refused."""
+
+    exit_code = 8
+
+
+ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
+    error.exit_code: error
+    for error in (
+        RefitError,
+        ParamsError,
+        DataError,
+        CheckpointError,
+        DownloadError,
+        TrainingError,
+        TrackingError,
+        WorkspaceError,
+    )
+}
+
+
+def exit_with(error: RefitError) -> NoReturn:
+    """Print `error: <message>` on standard error and leave with the error's exit code.
+
+    `REFIT_TRACEBACK=1` in the environment re-raises instead, for those who debug Refit itself.
+    """
+    if os.environ.get("REFIT_TRACEBACK"):
+        raise error
+    sys.stdout.flush()
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(error.exit_code)
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage's `main` as a process: a RefitError becomes one line and an exit code."""
+    try:
+        main()
+    except RefitError as error:
+        exit_with(error)
+    except KeyboardInterrupt:
+        sys.exit(130)

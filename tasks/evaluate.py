@@ -1,0 +1,109 @@
+"""Stage `evaluate`: measures the model on the test images, which nothing before this has looked at.
+
+    python -m tasks.evaluate      models/model.*, test rows of data/accepted.parquet
+                                  -> metrics/evaluation.json, data/predictions.parquet,
+                                     plots/confusion.csv, plots/reliability.csv, reports/evaluation.html
+
+`predictions.parquet` has path, sha256, label, predicted, confidence, and one column `p:<class>` per class.
+"""
+
+import base64
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from tasks import metrics, modality, paths
+from tasks.classifier import Classifier
+from tasks.errors import run_stage
+from tasks.params import Evaluate, load_params
+from tasks.progress import say
+from tasks.publish import publish_json, publish_table, publish_text
+from tasks.reports import evaluation_page
+from tasks.reproducibility import be_deterministic
+
+
+def main() -> None:
+    params = load_params()
+    device = be_deterministic(params.finetune.num_threads, params.finetune.device)
+    classifier = Classifier.load(paths.MODEL_WEIGHTS, paths.MODEL_CARD, device)
+    networks = modality.networks(params.data.modality)
+    accepted = pd.read_parquet(paths.ACCEPTED)
+    test = accepted[accepted["split"] == "test"].reset_index(drop=True)
+    files = list(zip(test["path"], test["sha256"], strict=True))
+    inputs = networks.read_examples(files, classifier.card["preprocessing"], "read test")
+
+    probabilities = classifier.probabilities(inputs)  # (n, num_classes)
+    labels = np.array([classifier.classes.index(label) for label in test["label"]])
+    scored = metrics.score(probabilities, labels)
+    evaluation = measure(scored, classifier.classes, params.evaluate, params.seed)
+    predictions = _predictions(test, probabilities, scored, classifier.classes)
+
+    publish_json(paths.EVALUATION, evaluation)
+    publish_table(paths.PREDICTIONS, predictions)
+    publish_table(paths.CONFUSION_PLOT, predictions[["label", "predicted"]].rename(columns={"label": "actual"}))
+    publish_table(paths.RELIABILITY_PLOT, pd.DataFrame(evaluation["reliability"]))
+    worst = _worst_errors(predictions, inputs, networks, params.evaluate.worst_errors)
+    publish_text(paths.EVALUATION_REPORT, evaluation_page(evaluation, worst))
+    accuracy = evaluation["overall"]["accuracy"]
+    say(
+        f"test accuracy {accuracy['value']:.4f} ({params.evaluate.confidence:.0%} interval {accuracy['low']:.4f} to "
+        f"{accuracy['high']:.4f}) on {len(test):,} images: {paths.EVALUATION_REPORT}"
+    )
+
+
+def measure(scored: metrics.Scored, classes: list[str], settings: Evaluate, seed: int) -> dict[str, Any]:
+    """All measures as the plain values of metrics/evaluation.json."""
+    intervals = metrics.with_intervals(
+        scored, settings.calibration_bins, settings.bootstrap_samples, settings.confidence, seed
+    )
+    by_class = metrics.per_class(scored)
+    bins = metrics.reliability(scored, settings.calibration_bins)
+    return {
+        "num_examples": len(scored.labels),
+        "confidence": settings.confidence,
+        "overall": {name: dataclasses.asdict(interval) for name, interval in intervals.items()},
+        "per_class": {
+            label: {
+                "precision": float(by_class["precision"][index]),
+                "recall": float(by_class["recall"][index]),
+                "f1": float(by_class["f1"][index]),
+                "support": int(by_class["support"][index]),
+            }
+            for index, label in enumerate(classes)
+        },
+        "confusion": {"classes": classes, "counts": metrics.confusion_matrix(scored).tolist()},
+        "reliability": [
+            {"confidence": float(confidence), "accuracy": float(accuracy), "count": int(count)}
+            for confidence, accuracy, count in zip(bins["confidence"], bins["accuracy"], bins["count"], strict=True)
+            if count
+        ],
+    }
+
+
+def _predictions(
+    test: pd.DataFrame, probabilities: np.ndarray, scored: metrics.Scored, classes: list[str]
+) -> pd.DataFrame:
+    columns = {f"p:{label}": probabilities[:, index] for index, label in enumerate(classes)}
+    return test[["path", "sha256", "label"]].assign(
+        predicted=[classes[index] for index in scored.predicted], confidence=scored.confidence, **columns
+    )
+
+
+def _worst_errors(predictions: pd.DataFrame, inputs: Tensor, networks: Any, count: int) -> list[dict[Any, Any]]:
+    """The mistakes that the model was most certain of, as the network saw them."""
+    wrong = predictions[predictions["predicted"] != predictions["label"]]
+    worst = wrong.sort_values(["confidence", "path"], ascending=[False, True]).head(count)
+    rows = worst[["path", "label", "predicted", "confidence"]].to_dict("records")
+    pictures = [_data_uri(networks.as_png(inputs[int(index)].numpy())) for index in worst.index]
+    return [{**row, "picture": picture} for row, picture in zip(rows, pictures, strict=True)]
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,158 @@
+"""Stage `fetch`: brings the base checkpoint here, verified, as safetensors.
+
+    python -m tasks.fetch         checkpoint.uri -> checkpoints/base.safetensors, checkpoints/base.json
+
+`checkpoint.uri` is one of
+
+    torchvision:ResNet18_Weights.IMAGENET1K_V1    published weights, with the preprocessing they were trained with
+    https://example.org/model.safetensors         any address; what has arrived survives an interruption
+    file:base/glyphs.safetensors                  a file; must be pinned by `checkpoint.sha256`
+    scratch                                       random weights: an empty checkpoint
+
+A safetensors file is taken over byte for byte. A PyTorch file is converted in a child process that may read
+tensors and nothing else (`tasks/legacy.py`). base.json, the checkpoint's card, holds
+
+    uri, source_sha256    what was fetched                pinned   whether params.yaml named its SHA-256
+    sha256                of base.safetensors             format   of the source: safetensors, torch or none
+    architecture, preprocessing, classes, num_tensors     what the source says of itself, or null
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tasks import paths
+from tasks.download import download
+from tasks.errors import CheckpointError, run_stage
+from tasks.params import Checkpoint, load_params
+from tasks.progress import say
+from tasks.publish import publish_json, publishing, sha256_of_file
+
+
+def main() -> None:
+    checkpoint = load_params().checkpoint
+    described: dict[str, Any] = {}
+    if checkpoint.uri == "scratch":
+        _publish_empty()
+        _publish_card(checkpoint, source_sha256=None, format_="none", described=described)
+        return
+    source, described = _locate(checkpoint)
+    source_sha256 = verify(source, checkpoint)
+    if _is_safetensors(source):
+        with publishing(paths.BASE_WEIGHTS) as partial:
+            shutil.copyfile(source, partial)
+        _publish_card(checkpoint, source_sha256, "safetensors", described)
+    else:
+        with publishing(paths.BASE_WEIGHTS) as partial:
+            _in_child("convert", str(source), str(partial))
+        _publish_card(checkpoint, source_sha256, "torch", described)
+
+
+def verify(source: Path, checkpoint: Checkpoint) -> str:
+    """Check the file's full SHA-256 against the pin and give it back.
+
+    Raises:
+        CheckpointError: the digests differ, or a local file is not pinned.
+    """
+    found = sha256_of_file(source)
+    if checkpoint.sha256 is None:
+        if checkpoint.uri.startswith("file:"):
+            raise CheckpointError(
+                f"{checkpoint.uri} is not pinned, and DVC does not watch it; add to params.yaml under `checkpoint`:  "
+                f"sha256: {found}"
+            )
+        say(f"warning: the checkpoint is not pinned; add to params.yaml under `checkpoint`:  sha256: {found}")
+    elif found != checkpoint.sha256:
+        raise CheckpointError(
+            f"{checkpoint.uri} has SHA-256 {found}, but `checkpoint.sha256` in params.yaml asks for "
+            f"{checkpoint.sha256}; it was changed or damaged. If you meant to change it, put the new one there"
+        )
+    return found
+
+
+def _locate(checkpoint: Checkpoint) -> tuple[Path, dict[str, Any]]:
+    """The file behind the URI, downloaded where needed, and what is known of it beforehand."""
+    kind, _, rest = checkpoint.uri.partition(":")
+    if kind == "file":
+        source = Path(rest)
+        if not source.is_file():
+            raise CheckpointError(f"the checkpoint {source} does not exist; set `checkpoint.uri` in params.yaml")
+        return source, {}
+    if kind == "torchvision":
+        described = json.loads(_in_child("resolve", rest))
+        source = download(described.pop("url"))
+        _check_published_prefix(source)
+        return source, described
+    if kind == "http" and checkpoint.sha256 is None:
+        raise CheckpointError(f"{checkpoint.uri} is not encrypted; use https, or pin it with `checkpoint.sha256`")
+    return download(checkpoint.uri), {}
+
+
+def _check_published_prefix(source: Path) -> None:
+    """torchvision puts the first 8 hexadecimal digits of the SHA-256 into the name of its files."""
+    published = re.search(r"-([0-9a-f]{8})\.", source.name)
+    found = sha256_of_file(source)
+    if published and not found.startswith(published[1]):
+        source.unlink()
+        raise CheckpointError(f"{source.name} arrived with SHA-256 {found}, which is not what was published; try again")
+
+
+def _is_safetensors(source: Path) -> bool:
+    """Safetensors starts with the length of its JSON header; zip and pickle files cannot look like that."""
+    with source.open("rb") as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:9] == b"{"
+
+
+def _publish_empty() -> None:
+    with publishing(paths.BASE_WEIGHTS) as partial:
+        save_file({}, partial)
+
+
+def _publish_card(checkpoint: Checkpoint, source_sha256: str | None, format_: str, described: dict[str, Any]) -> None:
+    try:
+        with safe_open(paths.BASE_WEIGHTS, framework="numpy") as weights:
+            num_tensors = len(weights.keys())
+            embedded = json.loads((weights.metadata() or {}).get("refit", "{}"))
+    except (SafetensorError, ValueError) as error:
+        paths.BASE_WEIGHTS.unlink()
+        raise CheckpointError(f"{checkpoint.uri} is not a valid safetensors file: {error}") from None
+    known = {"architecture": None, "preprocessing": None, "classes": None} | embedded | described
+    card = known | {
+        "uri": checkpoint.uri,
+        "source_sha256": source_sha256,
+        "sha256": sha256_of_file(paths.BASE_WEIGHTS),
+        "pinned": checkpoint.sha256 is not None,
+        "format": format_,
+        "num_tensors": num_tensors,
+    }
+    publish_json(paths.BASE_CARD, card)
+    say(f"{checkpoint.uri}: {num_tensors} tensors, SHA-256 {card['sha256'][:12]}… in {paths.BASE_WEIGHTS}")
+
+
+def _in_child(*arguments: str) -> str:
+    """Run `tasks.legacy`, which needs torch, in a process that knows no secrets and is gone afterwards."""
+    with tempfile.TemporaryDirectory() as home:
+        child = subprocess.run(
+            [sys.executable, "-m", "tasks.legacy", *arguments],
+            capture_output=True,
+            text=True,
+            env={"PATH": "/usr/bin:/bin", "HOME": home, "LANG": "C.UTF-8"},
+            check=False,
+        )
+    if child.returncode != 0:
+        lines = child.stderr.strip().splitlines() or [f"the child process died with status {child.returncode}"]
+        raise CheckpointError(lines[-1].removeprefix("error: "))
+    return child.stdout
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,62 @@
+"""What `fetch` needs torch for, run as a child process that is thrown away afterwards.
+
+    python -m tasks.legacy resolve ResNet18_Weights.IMAGENET1K_V1     prints address and preprocessing as JSON
+    python -m tasks.legacy convert weights.pth base.safetensors       a PyTorch state dict, without its pickle
+
+`torch.load(weights_only=True)` builds tensors and plain containers only; there is no fallback to anything else.
+"""
+
+import json
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from tasks import modality
+from tasks.errors import CheckpointError, run_stage
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which training scripts keep the weights
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["resolve", name]:
+            print(json.dumps(modality.networks("image").describe_weights(name)))
+        case ["convert", source, target]:
+            convert(Path(source), Path(target))
+        case _:
+            raise CheckpointError("usage: python -m tasks.legacy resolve NAME | convert SOURCE TARGET")
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write the tensors of a PyTorch state dict as safetensors.
+
+    Raises:
+        CheckpointError: the file needs code to be loaded, is damaged, or is no state dict.
+    """
+    try:
+        content = torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{source} holds more than tensors (or is no PyTorch file), and loading it would run code from it; "
+            "save it again with torch.save(model.state_dict(), …) or as safetensors"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{source} cannot be read as a PyTorch file: {' '.join(str(error).split())}") from None
+    save_file(_tensors(content, source), target)
+
+
+def _tensors(content: Any, source: Path) -> dict[str, torch.Tensor]:
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise CheckpointError(f"{source} is not a state dict (a dictionary of tensors)")
+    return {str(name).removeprefix("module."): tensor.clone().contiguous() for name, tensor in content.items()}
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,305 @@
+"""params.yaml -> one typed, frozen `Params` object. The only reader of params.yaml, and of YAML at all.
+
+    params = load_params()
+    params.finetune.learning_rate
+
+All mistakes are collected and reported together. Every key must be there: the values live in params.yaml and
+nowhere else. `python -m tasks.params` writes params.schema.json, which editors use to complete and check
+params.yaml while it is being typed.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
+
+from tasks.errors import ParamsError
+from tasks.modality.architectures import IMAGE_ARCHITECTURES
+from tasks.paths import PARAMS, PARAMS_SCHEMA
+from tasks.publish import publish_text
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Data:
+    """Where the labelled examples come from, and how they are split."""
+
+    modality: Annotated[Literal["image"], Field(description="What an example is.")]
+    source: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="A folder of class folders; a folder with train/val/test folders of class folders; a folder "
+            "with labels.csv or labels.parquet; a CSV or Parquet table with path, label and optionally split; or a "
+            "zip or tar archive of one of the folders. Track it with `dvc add` or `dvc import-url`.",
+        ),
+    ]
+    test_fraction: Annotated[Fraction, Field(description="Share of images kept for the test, unless the source says.")]
+    val_fraction: Annotated[Fraction, Field(description="Share of images kept for validation, unless the source says.")]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class MinImages:
+    """The fewest accepted images that each class must have, per split."""
+
+    train: Count
+    val: Count
+    test: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Validate:
+    """What counts as good data."""
+
+    labels: Annotated[
+        tuple[str, ...] | None,
+        Field(description="The allowed labels; another one is rejected. null: whatever labels there are."),
+    ]
+    min_images_per_class: MinImages
+    min_side: Annotated[Count, Field(description="Smallest allowed width and height, in pixels.")]
+    max_side: Annotated[Count, Field(description="Largest allowed width and height, in pixels.")]
+    modes: Annotated[
+        tuple[Literal["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"], ...],
+        Field(min_length=1, description="Allowed pixel formats, in Pillow's names."),
+    ]
+    max_rejected_fraction: Annotated[
+        float, Field(ge=0.0, le=1.0, description="More rejected images than this share stop the run.")
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Checkpoint:
+    """Which pretrained weights the fine-tuning starts from."""
+
+    uri: Annotated[
+        str,
+        Field(
+            description="torchvision:<weights name>, https://…, file:<path>, or `scratch` for random weights. Files "
+            "are safetensors, or a PyTorch state dict, which is converted without running any code in it.",
+        ),
+    ]
+    sha256: Annotated[
+        str | None,
+        Field(
+            pattern="^[0-9a-f]{64}$",
+            description="SHA-256 of the file behind `uri`. null takes what arrives the first time and says so.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Augment:
+    """Random changes to training images. The change of an image depends on seed, epoch and image only."""
+
+    rotation: Annotated[float, Field(ge=0.0, le=180.0, description="Largest rotation either way, in degrees.")]
+    translation: Annotated[float, Field(ge=0.0, le=1.0, description="Largest shift, as a share of the image's side.")]
+    scale: Annotated[
+        float, Field(ge=1.0, le=4.0, description="Largest magnification; its inverse is the smallest. 1: none.")
+    ]
+    horizontal_flip: Annotated[bool, Field(description="Mirror half of the images.")]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Finetune:
+    """The model and how it is trained."""
+
+    model: Annotated[Literal[IMAGE_ARCHITECTURES], Field(description="The network, in torchvision's names.")]  # type: ignore[valid-type]
+    trainable: Annotated[Literal["all", "head"], Field(description="`head` leaves the pretrained backbone as it is.")]
+    head_dropout: Annotated[Fraction, Field(description="Dropout before the new output layer.")]
+    image_size: Annotated[
+        int | None,
+        Field(ge=8, le=1024, description="Side of the square that the network sees. null: as it was pretrained."),
+    ]
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0, description="AdamW's peak rate, for the backbone.")]
+    head_learning_rate_factor: Annotated[
+        float, Field(gt=0.0, le=1000.0, description="The new output layer learns this many times faster.")
+    ]
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0, description="Not applied to biases and norms.")]
+    warmup_fraction: Annotated[Fraction, Field(description="Share of the steps with a rising rate, before the cosine.")]
+    label_smoothing: Fraction
+    augment: Augment
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU if there is one.")]
+    num_threads: Annotated[
+        int, Field(ge=1, le=1024, description="CPU threads of torch. Part of what makes a result repeatable.")
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Evaluate:
+    """How the model is measured."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0, description="Level of the intervals.")]
+    bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]
+    calibration_bins: Annotated[int, Field(ge=2, le=100)]
+    worst_errors: Annotated[int, Field(ge=0, le=200, description="How many mistakes the report shows as pictures.")]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Register:
+    """Where runs are tracked and versions are registered."""
+
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\- ]*$")]
+    experiment: Annotated[str, Field(min_length=1)]
+    tracking_uri: Annotated[
+        str, Field(min_length=1, description="MLflow's address. MLFLOW_TRACKING_URI in the environment wins.")
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Params:
+    """Everything in params.yaml: one section per stage, and the seed that all of them share."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="Every random choice follows from it.")]
+    data: Data
+    validate: Validate
+    checkpoint: Checkpoint
+    finetune: Finetune
+    evaluate: Evaluate
+    register: Register
+
+
+_ADAPTER = TypeAdapter(Params)
+
+
+def load_params(path: Path = PARAMS) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        ParamsError: listing every mistake: the key, what was found, what is allowed, the nearest known name.
+    """
+    raw = _read_yaml(path)
+    try:
+        params = _ADAPTER.validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        problems = [_describe(detail) for detail in error.errors(include_url=False)]
+    else:
+        problems = _contradictions(params)
+    if problems:
+        raise ParamsError(f"{path}: " + "; ".join(problems))
+    return params
+
+
+def as_dict(params: Any) -> dict[str, Any]:
+    """A params object, or a section of one, as plain values."""
+    return json.loads(json.dumps(dataclasses.asdict(params)))
+
+
+def schema() -> str:
+    """The JSON schema of params.yaml, as text."""
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_ADAPTER.json_schema()}
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_yaml(path: Path) -> Any:
+    """Read any YAML 1.2 file of the project (dvc.yaml, dvc.lock) as plain values.
+
+    YAML 1.2, as DVC reads it: `1e-3` is a number and `no` is a word. Objects are never constructed.
+    """
+    from ruamel.yaml import YAML
+
+    with path.open(encoding="utf-8") as file:
+        return YAML(typ="safe", pure=True).load(file)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        raw = read_yaml(path)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing; run this in the project's root folder") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not valid YAML: {_one_line(str(error))}") from None
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path} must hold sections such as `data:` and `finetune:`, found {type(raw).__name__}")
+    return raw
+
+
+def _describe(detail: ErrorDetails) -> str:
+    location = [part for part in detail["loc"] if part not in ("str", "int", "float", "tuple[str, ...]", "nullable")]
+    key = ".".join(str(part) for part in location)
+    match detail["type"]:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            known = _known_keys(location[:-1])
+            return f"unknown key `{key}`{_nearest(str(location[-1]), known)}"
+        case "missing" | "missing_keyword_only_argument" | "missing_argument":
+            return f"`{key}` is missing"
+        case "literal_error":
+            allowed = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
+            found = str(detail["input"])
+            hint = _nearest(found, allowed)
+            shown = "" if hint and len(allowed) > 12 else f"; allowed: {', '.join(allowed)}"
+            return f"`{key}` is {detail['input']!r}, which is not known{hint}{shown}"
+        case "dataclass_type" | "dataclass_exact_type":
+            return f"`{key}` must be a section with keys, found {detail['input']!r}"
+    message = detail["msg"].removeprefix("Input should be ").removeprefix("String should ")
+    return f"`{key}` is {detail['input']!r}, it should be {message}"
+
+
+def _known_keys(location: list[Any]) -> list[str]:
+    section: Any = Params
+    for part in location:
+        section = next(field.type for field in dataclasses.fields(section) if field.name == part)
+    return [field.name for field in dataclasses.fields(section)]
+
+
+def _nearest(found: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(found, known, n=1, cutoff=0.5)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _contradictions(params: Params) -> list[str]:
+    """What pydantic cannot see: settings that exclude each other, or that would have no effect."""
+    problems = []
+    if params.data.test_fraction + params.data.val_fraction >= 1.0:
+        problems.append("`data.test_fraction` and `data.val_fraction` leave nothing to train on")
+    if params.validate.min_side > params.validate.max_side:
+        problems.append("`validate.min_side` is larger than `validate.max_side`")
+    labels = params.validate.labels
+    if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
+        problems.append("`validate.labels` must be null or at least two different labels")
+    if re.match(r"^\w+(\+\w+)?://[^/@]*:[^/@]+@", params.register.tracking_uri):
+        problems.append(
+            "`register.tracking_uri` holds a password; put the whole address into the environment variable "
+            "MLFLOW_TRACKING_URI instead"
+        )
+    return problems + _checkpoint_contradictions(params)
+
+
+def _checkpoint_contradictions(params: Params) -> list[str]:
+    checkpoint, finetune = params.checkpoint, params.finetune
+    if checkpoint.uri == "scratch":
+        problems = []
+        if checkpoint.sha256 is not None:
+            problems.append("`checkpoint.sha256` has no effect with `checkpoint.uri: scratch`; set it to null")
+        if finetune.trainable == "head":
+            problems.append("`finetune.trainable: head` would leave random weights as they are; use `all`")
+        if finetune.image_size is None:
+            problems.append("`finetune.image_size` must be a number with `checkpoint.uri: scratch`")
+        return problems
+    if not re.match(r"^(file:.|https?://.|torchvision:.)", checkpoint.uri):
+        return [
+            f"`checkpoint.uri` is {checkpoint.uri!r}; allowed: torchvision:<weights name>, https://<address>, "
+            "file:<path>, scratch"
+        ]
+    return []
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    publish_text(PARAMS_SCHEMA, schema())

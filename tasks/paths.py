@@ -1,0 +1,43 @@
+"""Every path that a stage reads or writes, named once. All are relative to the project's root folder.
+
+`tests/test_architecture.py` compares this table with dvc.yaml.
+"""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+PARAMS_SCHEMA = Path("params.schema.json")
+LOCK = Path("dvc.lock")
+
+DIGITS = Path("data/digits")  # sample
+
+MANIFEST = Path("data/manifest.parquet")  # ingest
+UNPACKED = Path("data/unpacked")  # ingest: the images, when the data source is an archive
+
+ACCEPTED = Path("data/accepted.parquet")  # validate
+REJECTED = Path("data/rejected.parquet")
+VALIDATION_SUMMARY = Path("reports/validation.json")
+VALIDATION_REPORT = Path("reports/validation.html")
+
+BASE_WEIGHTS = Path("checkpoints/base.safetensors")  # fetch
+BASE_CARD = Path("checkpoints/base.json")
+
+MODEL_WEIGHTS = Path("models/model.safetensors")  # finetune
+MODEL_CARD = Path("models/model.json")
+HISTORY = Path("plots/history.csv")
+
+EVALUATION = Path("metrics/evaluation.json")  # evaluate
+PREDICTIONS = Path("data/predictions.parquet")
+CONFUSION_PLOT = Path("plots/confusion.csv")
+RELIABILITY_PLOT = Path("plots/reliability.csv")
+EVALUATION_REPORT = Path("reports/evaluation.html")
+
+STAGE_OUTPUTS: dict[str, tuple[Path, ...]] = {
+    "sample": (DIGITS,),
+    "ingest": (MANIFEST, UNPACKED),
+    "validate": (ACCEPTED, REJECTED, VALIDATION_SUMMARY, VALIDATION_REPORT),
+    "fetch": (BASE_WEIGHTS, BASE_CARD),
+    "finetune": (MODEL_WEIGHTS, MODEL_CARD, HISTORY),
+    "evaluate": (EVALUATION, PREDICTIONS, CONFUSION_PLOT, RELIABILITY_PLOT, EVALUATION_REPORT),
+}
+"""Stage name -> what it writes, in the order of the work."""

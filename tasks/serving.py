@@ -1,0 +1,65 @@
+"""The model as MLflow loads it: `mlflow.pyfunc.load_model("models:/digits@candidate").predict(...)`.
+
+MLflow keeps this file and the `tasks` package beside the weights and runs it at loading ("models from code"), so
+nothing is pickled. `predict` takes a table with a column `image`, or {"image": [...]}; each image is
+
+    bytes                     an encoded file (JPEG, PNG, …)
+    str                       the same in base64, as it comes over HTTP
+    array (or nested lists)   pixels: (height, width) or (height, width, 3), 0 to 255
+
+and gives a table: `label`, `probability` (of the label), `probabilities` ({label: probability}), all calibrated.
+"""
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from tasks.classifier import Classifier
+
+
+class ImageClassifier(PythonModel):  # type: ignore[misc]
+    """Images in, labels and calibrated probabilities out."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load and verify the weights that were logged with the model."""
+        self.classifier = Classifier.load(Path(context.artifacts["weights"]), Path(context.artifacts["card"]))
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """One row of the result per image.
+
+        Raises:
+            ValueError: an image cannot be read; the message says which and why.
+        """
+        probabilities = self.classifier.predict(
+            [_as_example(image) for image in model_input["image"]]
+        )  # (n, num_classes)
+        classes = self.classifier.classes
+        return pd.DataFrame(
+            {
+                "label": [classes[index] for index in probabilities.argmax(axis=1)] if len(probabilities) else [],
+                "probability": probabilities.max(axis=1) if len(probabilities) else [],
+                "probabilities": [dict(zip(classes, map(float, row), strict=True)) for row in probabilities],
+            }
+        )
+
+
+def _as_example(image: Any) -> bytes | np.ndarray:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str):
+        try:
+            return base64.b64decode("".join(image.split()), validate=True)
+        except binascii.Error:
+            raise ValueError("a string must be an encoded image file in base64") from None
+    return np.asarray(image, dtype=np.uint8)
+
+
+mlflow.models.set_model(ImageClassifier())
