@@ -35,11 +35,11 @@ import pandas as pd
 
 from tasks import modality
 from tasks.errors import run_stage
-from tasks.params import Data, load_params
+from tasks.params import SPLITS, Data, load_params
 from tasks.paths import MANIFEST, UNPACKED
 from tasks.progress import say, track
 from tasks.publish import publish_table, publish_text
-from tasks.sources import SPLITS, Example, list_examples
+from tasks.sources import Example, list_examples
 
 _SPLIT_SALT = "refit-split-4"  # changing it moves images between train and test: never do
 _CHUNK = 64

@@ -24,6 +24,8 @@ from tasks.modality.architectures import IMAGE_ARCHITECTURES
 from tasks.paths import PARAMS, PARAMS_SCHEMA
 from tasks.publish import publish_text
 
+SPLITS = ("train", "val", "test")
+
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -244,8 +246,8 @@ def _describe(detail: ErrorDetails) -> str:
             return f"`{key}` is {detail['input']!r}, which is not known{hint}{shown}"
         case "dataclass_type" | "dataclass_exact_type":
             return f"`{key}` must be a section with keys, found {detail['input']!r}"
-    message = detail["msg"].removeprefix("Input should be ").removeprefix("String should ")
-    return f"`{key}` is {detail['input']!r}, it should be {message}"
+    message = detail["msg"].removeprefix("Input should ").removeprefix("String should ")
+    return f"`{key}` is {detail['input']!r}, it should {message}"
 
 
 def _known_keys(location: list[Any]) -> list[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from tasks.errors import TrackingError
 from tasks.params import Register
@@ -73,7 +74,10 @@ class Record:
 
 def tracking_uri(settings: Register) -> str:
     """Where MLflow is: MLFLOW_TRACKING_URI from the environment, else params.yaml."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
+    relative = uri.removeprefix("sqlite:///")
+    # MLflow keeps one connection per address, wherever the current folder was when it was made.
+    return uri if relative == uri or relative.startswith("/") else f"sqlite:///{Path(relative).absolute()}"
 
 
 def register(record: Record, settings: Register) -> tuple[Version, bool]:
@@ -143,20 +147,23 @@ def _client(settings: Register) -> Iterator["MlflowClient"]:
         mlflow.set_tracking_uri(uri)
         yield mlflow.MlflowClient()
     except MlflowException as error:
-        reason = " ".join(str(error).split())
-        if len(reason) > 300:
-            reason = f"{reason[:300]}…"
+        # Not chained: MLflow's own message may hold the password of the address.
         raise TrackingError(
-            f"MLflow at {_without_password(uri)} failed: {reason}. Nothing that was trained is lost: it is in models/, "
-            "and `refit register` completes the registration once the server answers"
-        ) from error
+            f"MLflow at {_without_password(uri, uri)} failed: {_without_password(_reason(error), uri)}. Nothing that was "
+            "trained is lost: it is in models/, and `refit register` completes the registration once the server answers"
+        ) from None
 
 
-def _without_password(uri: str) -> str:
-    from urllib.parse import urlsplit
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "Max retries exceeded" in text:
+        return f"no connection ({text.rsplit('Caused by ', 1)[-1].strip('()')})"
+    return text if len(text) <= 300 else f"{text[:300]}…"
 
-    parts = urlsplit(uri)
-    return uri.replace(f":{parts.password}@", ":…@") if parts.password else uri
+
+def _without_password(text: str, uri: str) -> str:
+    password = urlsplit(uri).password
+    return text.replace(password, "…") if password else text
 
 
 def _find_version(client: "MlflowClient", name: str, content_digest: str) -> "ModelVersion | None":

@@ -16,11 +16,10 @@ from pandera.errors import SchemaErrors
 
 from tasks import paths
 from tasks.errors import DataError, run_stage
-from tasks.params import Validate, load_params
+from tasks.params import SPLITS, Validate, load_params
 from tasks.progress import say
 from tasks.publish import publish_json, publish_table, publish_text, sha256_of_json
 from tasks.reports import validation_page
-from tasks.sources import SPLITS
 
 _DIGITS_OF_SHA256 = pa.Check.str_matches(r"^[0-9a-f]{64}$")
 

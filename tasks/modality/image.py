@@ -44,7 +44,7 @@ def describe_weights(name: str) -> dict[str, Any]:
     """
     try:
         weights = torchvision.models.get_weight(name)
-    except ValueError:
+    except (ValueError, KeyError):
         family = name.split("_")[0].split(".")[0].lower()
         known = [
             str(entry)

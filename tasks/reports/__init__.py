@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-_SPLITS = ("train", "val", "test")
+from tasks.params import SPLITS
 
 
 def _environment() -> Environment:
@@ -26,7 +26,7 @@ def validation_page(summary: Mapping[str, Any], rejected: pd.DataFrame) -> str:
     return (
         _environment()
         .get_template("validation.html.j2")
-        .render(summary=summary, splits=_SPLITS, rejected=rejected.head(1000).to_dict("records"))
+        .render(summary=summary, splits=SPLITS, rejected=rejected.head(1000).to_dict("records"))
     )
 
 
@@ -42,8 +42,8 @@ def validation_markdown(summary: Mapping[str, Any]) -> str:
         *(f"- {count:,} × {reason}" for reason, count in summary["rejected_by_reason"].items()),
         "",
         *_table(
-            ("class", *_SPLITS),
-            [(label, *(f"{counts[split]:,}" for split in _SPLITS)) for label, counts in summary["classes"].items()],
+            ("class", *SPLITS),
+            [(label, *(f"{counts[split]:,}" for split in SPLITS)) for label, counts in summary["classes"].items()],
         ),
     ]
     return "\n".join(lines)

@@ -1,0 +1,101 @@
+"""What tests share: a project in a temporary folder, and tiny real images. Nothing here imports torch."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from tasks.params import Params, load_params
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ["PATH"] = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine that runs the tests may reach them."""
+    for name in list(os.environ):
+        if name.startswith(("MLFLOW_", "PREFECT_", "REFIT_", "DVC_")) and name != "PREFECT_HOME":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project folder with the shipped params.yaml, and the current folder while the test runs."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copy(ROOT / "params.yaml", folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def edit_params(project: Path) -> Callable[..., Params]:
+    """Change values of the project's params.yaml by dotted key, and load it."""
+
+    def edit(**changes: Any) -> Params:
+        change_params(project / "params.yaml", changes)
+        return load_params()
+
+    return edit
+
+
+def change_params(file: Path, changes: dict[str, Any]) -> None:
+    """Set dotted (or, as keyword arguments, double-underscored) keys in a params.yaml."""
+    yaml = YAML()
+    content = yaml.load(file.read_text())
+    for key, value in changes.items():
+        *sections, name = key.replace("__", ".").split(".")
+        section = content
+        for part in sections:
+            section = section[part]
+        section[name] = value
+    with file.open("w") as stream:
+        yaml.dump(content, stream)
+
+
+def draw(seed: int, width: int = 24, height: int = 20) -> Image.Image:
+    """A small picture of random soft shapes; another seed gives quite another picture."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def write_image_folder(folder: Path, labels: tuple[str, ...] = ("cat", "dog"), per_class: int = 12) -> Path:
+    """`folder/<label>/<number>.png`; pictures of a class share a tint, so that a network can tell them apart."""
+    for index, label in enumerate(labels):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for number in range(per_class):
+            pixels = np.asarray(draw(1000 * index + number)).copy()
+            pixels[..., index % 3] = np.maximum(pixels[..., index % 3], 200)
+            Image.fromarray(pixels).save(folder / label / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def images(project: Path) -> Path:
+    """Two classes of twelve tiny images in data/images."""
+    return write_image_folder(project / "data" / "images")
+
+
+@pytest.fixture
+def read_only_folder() -> Iterator[Path]:
+    """A folder that this process may read but not write; root, who may write anywhere, becomes nobody meanwhile."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o555)
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        if was_root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)

@@ -1,0 +1,296 @@
+"""The base checkpoint: verified, resumable, and never a way in for code."""
+
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tasks import download, fetch, paths
+from tasks.errors import CheckpointError, DownloadError, WorkspaceError
+from tasks.params import Params
+from tasks.publish import sha256_of_file
+
+from .conftest import ROOT
+
+
+@pytest.fixture
+def weights(project: Path) -> Path:
+    """A small safetensors file with a description in it."""
+    description = {"architecture": "resnet18", "classes": ["a", "b"]}
+    file = project / "weights.safetensors"
+    save_file({"x": np.arange(50_000, dtype=np.float32)}, file, metadata={"refit": json.dumps(description)})
+    return file
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one file, and misbehaves as told."""
+
+    content = b""
+    etag = '"v1"'
+    cut_after: int | None = None  # bytes after which the next answer breaks off
+    status = 200
+    ranges = True
+    wrong_range = False
+
+    def __init__(self) -> None:
+        self.requests: list[str | None] = []
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/weights.safetensors"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.server.requests.append(asked)
+        if self.server.status != 200:
+            self.send_error(self.server.status)
+            return
+        start = 0
+        fresh = self.headers.get("If-Range") in (None, self.server.etag)
+        if asked and self.server.ranges and fresh:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            self.send_response(206)
+            shown = 0 if self.server.wrong_range else start
+            total = len(self.server.content)
+            self.send_header("Content-Range", f"bytes {shown}-{total - 1}/{total}")
+        else:
+            self.send_response(200)
+        body = self.server.content[start:]
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", self.server.etag)
+        self.end_headers()
+        cut, self.server.cut_after = self.server.cut_after, None
+        self.wfile.write(body[:cut])
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(download, "_SECONDS_BEFORE_RETRY", 0.0)
+    with Server() as running:
+        running.content = weights.read_bytes()
+        Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def card() -> dict[str, object]:
+    return json.loads(paths.BASE_CARD.read_text())
+
+
+def test_a_pinned_file_is_taken_over_byte_for_byte(weights: Path, edit_params: Callable[..., Params]) -> None:
+    edit_params(checkpoint__uri=f"file:{weights}", checkpoint__sha256=sha256_of_file(weights))
+    fetch.main()
+    assert paths.BASE_WEIGHTS.read_bytes() == weights.read_bytes()
+    assert card() == {
+        "architecture": "resnet18",
+        "classes": ["a", "b"],
+        "format": "safetensors",
+        "num_tensors": 1,
+        "pinned": True,
+        "preprocessing": None,
+        "sha256": sha256_of_file(weights),
+        "source_sha256": sha256_of_file(weights),
+        "uri": f"file:{weights}",
+    }
+
+
+def test_the_embedded_checkpoint_is_the_pinned_one(project: Path) -> None:
+    (project / "base").symlink_to(ROOT / "base")
+    fetch.main()
+    assert card()["architecture"] == "shufflenet_v2_x0_5"
+    assert (ROOT / "base" / "glyphs.safetensors").stat().st_size <= 2_000_000
+
+
+def test_scratch_is_an_empty_checkpoint(edit_params: Callable[..., Params]) -> None:
+    edit_params(checkpoint__uri="scratch", checkpoint__sha256=None, finetune__image_size=32)
+    fetch.main()
+    assert card()["num_tensors"] == 0
+    assert load_file(paths.BASE_WEIGHTS) == {}
+
+
+@pytest.mark.parametrize(
+    ("uri", "digest", "expected"),
+    [
+        ("file:weights.safetensors", "0" * 64, "but `checkpoint.sha256` in params.yaml asks for 0000"),
+        ("file:weights.safetensors", None, "is not pinned, and DVC does not watch it; add to params.yaml"),
+        ("file:nowhere.safetensors", "0" * 64, "nowhere.safetensors does not exist; set `checkpoint.uri`"),
+        ("http://127.0.0.1:9/x", None, "is not encrypted; use https, or pin it"),
+    ],
+)
+def test_a_wrong_checkpoint_is_refused_and_leaves_nothing(
+    weights: Path, edit_params: Callable[..., Params], uri: str, digest: str | None, expected: str
+) -> None:
+    edit_params(checkpoint__uri=uri, checkpoint__sha256=digest)
+    with pytest.raises(CheckpointError) as caught:
+        fetch.main()
+    assert expected in str(caught.value)
+    assert not paths.BASE_WEIGHTS.exists()
+    assert not paths.BASE_CARD.exists()
+
+
+def test_a_download_is_verified_and_not_repeated(server: Server, edit_params: Callable[..., Params]) -> None:
+    edit_params(checkpoint__uri=server.url, checkpoint__sha256=sha256(server.content))
+    fetch.main()
+    fetch.main()
+    assert paths.BASE_WEIGHTS.read_bytes() == server.content
+    assert server.requests == [None]
+
+
+@pytest.mark.parametrize("cut", [1, 70_000])
+def test_a_download_that_broke_off_goes_on(server: Server, cut: int, edit_params: Callable[..., Params]) -> None:
+    edit_params(checkpoint__uri=server.url, checkpoint__sha256=sha256(server.content))
+    server.cut_after = cut
+    fetch.main()
+    assert paths.BASE_WEIGHTS.read_bytes() == server.content
+    assert len(server.requests) == 2
+    assert str(server.requests[1]).startswith("bytes=")
+
+
+def test_a_download_goes_on_in_another_process(
+    server: Server, edit_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_params(checkpoint__uri=server.url, checkpoint__sha256=sha256(server.content))
+    monkeypatch.setattr(download, "_ATTEMPTS", 1)
+    server.cut_after = 60_000
+    with pytest.raises(DownloadError, match=r"60,000 bytes have arrived and are kept"):
+        fetch.main()
+    assert not paths.BASE_WEIGHTS.exists()
+    fetch.main()
+    assert server.requests == [None, "bytes=60000-"]
+    assert paths.BASE_WEIGHTS.read_bytes() == server.content
+
+
+@pytest.mark.parametrize("fault", ["changed", "no ranges", "wrong range"])
+def test_a_server_that_cannot_go_on_starts_over(server: Server, fault: str, edit_params: Callable[..., Params]) -> None:
+    server.cut_after = 60_000
+    if fault == "no ranges":
+        server.ranges = False
+    server.wrong_range = fault == "wrong range"
+    if fault == "changed":
+        download.DOWNLOADS.mkdir(parents=True)
+        with pytest.raises(DownloadError):
+            download_once(server)
+        server.etag, server.content = '"v2"', server.content[::-1]
+        assert download.download(server.url).read_bytes() == server.content
+        return
+    edit_params(checkpoint__uri=server.url, checkpoint__sha256=sha256(server.content))
+    if fault == "wrong range":
+        with pytest.raises(DownloadError, match="another part of the file than was asked for"):
+            fetch.main()
+        return
+    fetch.main()
+    assert paths.BASE_WEIGHTS.read_bytes() == server.content
+
+
+def download_once(server: Server) -> None:
+    attempts, download._ATTEMPTS = download._ATTEMPTS, 1
+    try:
+        download.download(server.url)
+    finally:
+        download._ATTEMPTS = attempts
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(404, 1), (403, 1), (503, 3), (429, 3)])
+def test_a_server_that_refuses_is_asked_again_only_where_it_may_help(
+    server: Server, status: int, attempts: int
+) -> None:
+    server.status = status
+    with pytest.raises(DownloadError, match=f"the server answered {status}"):
+        download.download(server.url)
+    assert len(server.requests) == attempts
+
+
+def test_without_a_network_the_way_out_is_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_SECONDS_BEFORE_RETRY", 0.0)
+    with pytest.raises(DownloadError, match=r"point `checkpoint\.uri` at it with file:") as caught:
+        download.download("http://127.0.0.1:9/weights.pth")
+    assert caught.value.retryable
+
+
+def test_a_damaged_safetensors_file_is_refused(weights: Path, edit_params: Callable[..., Params]) -> None:
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-100])
+    edit_params(checkpoint__uri=f"file:{weights}", checkpoint__sha256=sha256_of_file(weights))
+    with pytest.raises(CheckpointError, match="not a valid safetensors file"):
+        fetch.main()
+    assert not paths.BASE_WEIGHTS.exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(weights: Path, edit_params: Callable[..., Params]) -> None:
+    edit_params(checkpoint__uri=f"file:{weights}", checkpoint__sha256=sha256_of_file(weights))
+    paths.BASE_WEIGHTS.parent.write_text("in the way")
+    with pytest.raises(WorkspaceError, match=r"cannot write checkpoints/base\.safetensors"):
+        fetch.main()
+
+
+class Canary:
+    """Leaves a file behind if it is ever unpickled with code allowed."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.fixture
+def in_project_child(project: Path) -> None:
+    """The child process finds the `tasks` package in the current folder, as in a real project."""
+    (project / "tasks").symlink_to(ROOT / "tasks")
+
+
+@pytest.mark.usefixtures("in_project_child")
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(project: Path, edit_params: Callable[..., Params]) -> None:
+    canary = project / "canary"
+    evil = project / "evil.pth"
+    with zipfile.ZipFile(evil, "w") as packed:  # the layout of torch.save
+        packed.writestr("evil/data.pkl", pickle.dumps({"x": Canary(canary)}))
+        packed.writestr("evil/version", "3\n")
+    plain = project / "plain.pth"
+    plain.write_bytes(pickle.dumps({"x": Canary(canary)}))
+    for file in (evil, plain):
+        edit_params(checkpoint__uri=f"file:{file}", checkpoint__sha256=sha256_of_file(file))
+        with pytest.raises(CheckpointError) as caught:
+            fetch.main()
+        assert file.name in str(caught.value)
+        assert not canary.exists()
+        assert not paths.BASE_WEIGHTS.exists()
+
+
+@pytest.mark.usefixtures("in_project_child")
+def test_a_torch_state_dict_is_converted(project: Path, edit_params: Callable[..., Params]) -> None:
+    import torch
+
+    tensors = {"module.a": torch.arange(6.0).reshape(2, 3), "module.b": torch.tensor(3)}
+    torch.save({"state_dict": tensors, "epoch": 3}, project / "weights.pth")
+    edit_params(checkpoint__uri="file:weights.pth", checkpoint__sha256=sha256_of_file(project / "weights.pth"))
+    fetch.main()
+    found = load_file(paths.BASE_WEIGHTS)
+    assert sorted(found) == ["a", "b"]
+    assert found["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert card()["format"] == "torch"
+
+
+@pytest.mark.usefixtures("in_project_child")
+def test_unknown_weights_of_torchvision_are_named_with_near_ones(edit_params: Callable[..., Params]) -> None:
+    edit_params(checkpoint__uri="torchvision:ResNet18_Weights.V9", checkpoint__sha256=None)
+    with pytest.raises(CheckpointError, match=r"near ones: .*ResNet18_Weights\.IMAGENET1K_V1"):
+        fetch.main()

@@ -1,0 +1,166 @@
+"""The manifest: one row per image, a split that never moves, and no image that can stop the run."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tasks import ingest
+from tasks.ingest import build_manifest, split_of
+from tasks.modality.image_file import inspect
+from tasks.params import Data, Params, load_params
+from tasks.sources import Example, list_examples
+from tasks.validate import MANIFEST_SCHEMA
+
+from .conftest import draw, write_image_folder
+
+
+def manifest_of(source: Path, data: Data) -> pd.DataFrame:
+    return build_manifest(list_examples(source, source.parent / "unpacked"), data)
+
+
+def test_the_stage_writes_the_promised_columns(images: Path, edit_params: Callable[..., Params]) -> None:
+    edit_params(data__source="data/images")
+    ingest.main()
+    manifest = pd.read_parquet("data/manifest.parquet")
+    MANIFEST_SCHEMA.validate(manifest)
+    assert len(manifest) == 24
+    assert manifest["path"].iloc[0] == "data/images/cat/000.png"
+    row = manifest.iloc[0]
+    assert (row["width"], row["height"], row["mode"], row["format"]) == (24, 20, "RGB", "PNG")
+    assert manifest["error"].isna().all()
+
+
+def test_an_image_never_changes_side_when_others_come(images: Path) -> None:
+    data = load_params().data
+    before = manifest_of(images, data).set_index("path")["split"]
+    write_image_folder(images, ("cat", "dog", "ant"), per_class=40)
+    after = manifest_of(images, data).set_index("path")["split"]
+    assert (after[before.index] == before).all()
+    assert set(after) == {"train", "val", "test"}
+
+
+def test_near_duplicates_share_a_side(images: Path) -> None:
+    data = load_params().data
+    (images.parent / "copies" / "cat").mkdir(parents=True)
+    originals, copies = [], []
+    for seed in range(60):
+        picture = draw(seed, 160, 120)
+        buffer = io.BytesIO()
+        picture.resize((107, 80)).save(buffer, "JPEG", quality=60)
+        for kept, content in ((originals, picture), (copies, Image.open(buffer))):
+            content.save(images.parent / "copies" / "cat" / f"{seed}-{len(kept)}.png")
+            kept.append(inspect(images.parent / "copies" / "cat" / f"{seed}-{len(kept)}.png"))
+    same_group = [original.group == copy.group for original, copy in zip(originals, copies, strict=True)]
+    assert np.mean(same_group) >= 0.95
+    same_side = [
+        split_of(original.group, None, set(), data) == split_of(copy.group, None, set(), data)
+        for original, copy in zip(originals, copies, strict=True)
+    ]
+    assert np.mean(same_side) >= 0.95
+    assert len({original.group for original in originals}) > 40, "pictures that differ must not all share a side"
+
+
+def test_the_shares_are_those_asked_for() -> None:
+    data = Data(modality="image", source="x", test_fraction=0.3, val_fraction=0.2)
+    sides = [split_of(f"{number:04x}", None, set(), data) for number in range(4000)]
+    assert abs(sides.count("test") / 4000 - 0.3) < 0.03
+    assert abs(sides.count("val") / 4000 - 0.2) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("given_splits", "given", "allowed"),
+    [
+        ({"train", "val", "test"}, "train", {"train"}),
+        ({"train", "val", "test"}, "test", {"test"}),
+        ({"train", "test"}, "train", {"train", "val"}),
+        ({"train", "val"}, "train", {"train", "test"}),
+        ({"train", "val"}, "val", {"val"}),
+    ],
+)
+def test_given_splits_are_kept_and_missing_ones_come_out_of_train(
+    given_splits: set[str], given: str, allowed: set[str]
+) -> None:
+    data = Data(modality="image", source="x", test_fraction=0.3, val_fraction=0.3)
+    assert {split_of(f"{number:04x}", given, given_splits, data) for number in range(500)} == allowed
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """Files that are no usable image, and what is to be said of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    draw(3, 200, 200).save(buffer, "JPEG")
+    jpeg = buffer.getvalue()
+    contents = {
+        "empty.jpg": (b"", "empty file"),
+        "text.jpg": (b"these are not the pixels you are looking for", "not an image (text)"),
+        "page.jpg": (b"<html><body>404</body></html>", "not an image (HTML or XML)"),
+        "pointer.png": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        "noise.png": (bytes(range(256)), "not an image (unknown format)"),
+        "cut.jpg": (jpeg[: len(jpeg) // 2], "damaged image"),
+        "head.jpg": (jpeg[:40], "image"),
+        "svg.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+    }
+    for name, (content, _) in contents.items():
+        (folder / name).write_bytes(content)
+    os.mkfifo(folder / "pipe.png")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    expected = {name: reason for name, (_, reason) in contents.items()}
+    return expected | {"pipe.png": "not a regular file", "gone.png": "No such file"}
+
+
+def test_every_bad_file_becomes_a_row_with_a_reason(images: Path) -> None:
+    expected = bad_files(images / "cat")
+    manifest = manifest_of(images, load_params().data)
+    errors = {Path(path).name: error for path, error in zip(manifest["path"], manifest["error"], strict=True)}
+    for name, reason in expected.items():
+        assert reason in errors[name], name
+    assert manifest["error"].isna().sum() == 24
+    assert "0x" not in "".join(manifest["error"].dropna()), "a memory address would change from run to run"
+
+
+def test_a_decoder_that_crashes_takes_only_its_own_file(images: Path) -> None:
+    examples = list_examples(images, images.parent / "unpacked")
+    results = list(ingest._in_processes(crash_on_the_third, examples))
+    assert [result["error"] for result in results[:4]] == [None, None, "the decoder crashed on it", None]
+    assert len(results) == len(examples)
+
+
+def crash_on_the_third(example: Example) -> dict[str, object]:
+    if example.error is None and example.path.name == "002.png" and example.label == "cat":
+        os._exit(139)
+    return {"error": example.error}
+
+
+def test_orientation_is_applied_and_metadata_does_not_hide_a_copy(tmp_path: Path) -> None:
+    picture = draw(9, 60, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    picture.save(tmp_path / "turned.png", exif=exif)
+    picture.save(tmp_path / "plain.png")
+    picture.save(tmp_path / "again.png", optimize=True, compress_level=1)
+    turned, plain, again = (inspect(tmp_path / f"{name}.png") for name in ("turned", "plain", "again"))
+    assert (turned.width, turned.height) == (40, 60)
+    assert (plain.width, plain.height) == (60, 40)
+    assert plain.sha256 != again.sha256
+    assert plain.pixel_sha256 == again.pixel_sha256 != turned.pixel_sha256
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(1, 64, 64).save(tmp_path / "a.png")
+    monkeypatch.setattr("tasks.modality.image_file.MAX_PIXELS", 1000)
+    assert inspect(tmp_path / "a.png").error == "64 x 64 pixels, more than 1,000 in all"
+
+
+def test_the_hash_is_the_same_on_every_machine(tmp_path: Path) -> None:
+    pattern = (np.multiply.outer(np.arange(40), np.arange(50)) % 251).astype(np.uint8)
+    Image.fromarray(pattern).save(tmp_path / "a.png")
+    Image.new("L", (33, 33), 77).save(tmp_path / "flat.png")
+    found, flat = inspect(tmp_path / "a.png"), inspect(tmp_path / "flat.png")
+    assert (found.phash, found.group) == ("800f3f3c78716766", "0033")
+    assert (flat.phash, flat.group) == ("8000000000000000", "0000")

@@ -1,0 +1,127 @@
+"""params.yaml: every mistake is named, with what is allowed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import ParamsError
+from tasks.params import PARAMS_SCHEMA, as_dict, load_params, schema
+
+from .conftest import ROOT, change_params
+
+
+def test_the_shipped_params_load_and_are_frozen(project: Path) -> None:
+    params = load_params()
+    assert params.finetune.model == "shufflenet_v2_x0_5"
+    with pytest.raises(AttributeError):
+        params.seed = 1  # type: ignore[misc]
+
+
+def test_the_schema_in_the_repository_is_that_of_the_code() -> None:
+    assert (ROOT / PARAMS_SCHEMA).read_text() == schema(), "run `python -m tasks.params`"
+    assert (ROOT / "params.yaml").read_text().splitlines()[0].endswith(f"$schema={PARAMS_SCHEMA}")
+    descriptions = json.loads(schema())["$defs"]["Finetune"]["properties"]
+    assert "AdamW" in descriptions["learning_rate"]["description"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("finetune.learning_rte", 0.1, "unknown key `finetune.learning_rte`; did you mean `learning_rate`?"),
+        ("finetune.augment.flip", True, "unknown key `finetune.augment.flip`"),
+        ("finetun", {}, "unknown key `finetun`; did you mean `finetune`?"),
+        (
+            "finetune.model",
+            "resnet-18",
+            "`finetune.model` is 'resnet-18', which is not known; did you mean `resnet18`?",
+        ),
+        ("finetune.trainable", "hed", "did you mean `head`?; allowed: all, head"),
+        ("finetune.epochs", 0, "`finetune.epochs` is 0, it should be greater than or equal to 1"),
+        ("finetune.epochs", 2.5, "`finetune.epochs` is 2.5, it should be a valid integer"),
+        ("finetune.learning_rate", "fast", "`finetune.learning_rate` is 'fast', it should be a valid number"),
+        ("finetune.learning_rate", 2.0, "less than or equal to 1"),
+        ("seed", True, "`seed` is True, it should be a valid integer"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("data.test_fraction", 1.0, "less than 1"),
+        ("data.modality", "text", "allowed: image"),
+        ("data", 3, "`data` must be a section with keys, found 3"),
+        ("validate.modes", ["RGB", "HSV"], "`validate.modes.1` is 'HSV', which is not known"),
+        ("validate.labels", ["cat"], "at least two different labels"),
+        ("validate.min_side", 30000, "`validate.min_side` is larger than `validate.max_side`"),
+        ("checkpoint.sha256", "abc", "`checkpoint.sha256` is 'abc', it should match pattern"),
+        (
+            "checkpoint.uri",
+            "s3://bucket/x",
+            "allowed: torchvision:<weights name>, https://<address>, file:<path>, scratch",
+        ),
+        ("register.model_name", "a/b", "`register.model_name`"),
+        ("register.tracking_uri", "http://me:secret@host", "MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_a_mistake_is_named(project: Path, key: str, value: object, expected: str) -> None:
+    change_params(project / "params.yaml", {key: value})
+    with pytest.raises(ParamsError) as caught:
+        load_params()
+    assert expected in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_all_mistakes_are_reported_together(project: Path) -> None:
+    change_params(project / "params.yaml", {"finetune.epochs": 0, "finetune.batch_size": 1, "sed": 1})
+    with pytest.raises(ParamsError) as caught:
+        load_params()
+    for key in ("finetune.epochs", "finetune.batch_size", "`sed`"):
+        assert key in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"checkpoint.uri": "scratch", "checkpoint.sha256": "0" * 64, "finetune.image_size": 32}, "no effect"),
+        ({"checkpoint.uri": "scratch", "finetune.trainable": "head", "finetune.image_size": 32}, "random weights"),
+        ({"checkpoint.uri": "scratch", "checkpoint.sha256": None}, "`finetune.image_size` must be a number"),
+        ({"data.test_fraction": 0.6, "data.val_fraction": 0.5}, "leave nothing to train on"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    project: Path, changes: dict[str, object], expected: str
+) -> None:
+    change_params(project / "params.yaml", changes)
+    with pytest.raises(ParamsError, match=expected):
+        load_params()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 1\nseed: 2\n", "duplicate key"),
+        ("seed: [1\n", "not valid YAML"),
+        ("- a\n- b\n", "must hold sections"),
+        ("", "must hold sections"),
+        ("a: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
+    ],
+)
+def test_a_malformed_file_is_one_line(project: Path, text: str, expected: str) -> None:
+    (project / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError) as caught:
+        load_params()
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_missing_key_are_named(project: Path) -> None:
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("  batch_size: 64\n", ""))
+    with pytest.raises(ParamsError, match=r"`finetune\.batch_size` is missing"):
+        load_params()
+    (project / "params.yaml").unlink()
+    with pytest.raises(ParamsError, match="is missing; run this in the project's root folder"):
+        load_params()
+
+
+def test_numbers_are_read_as_dvc_reads_them(project: Path) -> None:
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("weight_decay: 0.05", "weight_decay: 1e-3"))
+    assert load_params().finetune.weight_decay == 0.001
+    assert as_dict(load_params())["finetune"]["weight_decay"] == 0.001

@@ -1,0 +1,256 @@
+"""MLflow: one version per content, whatever happens in between; and a model that anybody can load."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tasks import evaluate, fetch, finetune, ingest, paths, tracking, validate
+from tasks.errors import TrackingError, WorkspaceError
+from tasks.params import Params, load_params
+from tasks.register import register_candidate
+
+from .conftest import ROOT, change_params, write_image_folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which all stages have run, with two classes of tiny pictures."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copy(ROOT / "params.yaml", folder)
+    write_image_folder(folder / "data" / "images", per_class=40)
+    changes = {
+        "data.source": "data/images", "checkpoint.uri": "scratch", "checkpoint.sha256": None,
+        "finetune.image_size": 32, "finetune.epochs": 1, "evaluate.bootstrap_samples": 100,
+        "validate.min_images_per_class.val": 1, "register.model_name": "pets",
+    }  # fmt: skip
+    change_params(folder / "params.yaml", changes)
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    (folder / "dvc.lock").write_text("schema: '2.0'\n")
+    before = Path.cwd()
+    os.chdir(folder)
+    for stage in (ingest, validate, fetch, finetune, evaluate):
+        stage.main()
+    os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, with a registry of its own."""
+    folder = tmp_path / "project"
+    shutil.copytree(finished, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    return folder
+
+
+def client() -> Any:
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking.tracking_uri(load_params().register))
+    return mlflow.MlflowClient()
+
+
+def test_a_candidate_carries_its_whole_story(project: Path) -> None:
+    registration = register_candidate({"prefect.flow_run_id": "some-flow-run"})
+    version = registration.version
+    assert registration.is_new
+    assert (version.model_name, version.version, version.aliases) == ("pets", "1", ("candidate",))
+    card = json.loads(paths.MODEL_CARD.read_text())
+    summary = json.loads(paths.VALIDATION_SUMMARY.read_text())
+    assert version.tags["refit.weights_sha256"] == card["weights_sha256"]
+    assert version.tags["refit.data_digest"] == summary["data_digest"]
+    assert version.tags["refit.split_digest"] == summary["split_digest"]
+    assert version.tags["refit.git_commit"] == "none"
+    run = client().get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["prefect.flow_run_id"] == "some-flow-run"
+    assert run.data.params["finetune.learning_rate"] == str(load_params().finetune.learning_rate)
+    assert run.data.metrics["test_accuracy"] == json.loads(paths.EVALUATION.read_text())["overall"]["accuracy"]["value"]
+    assert [point.step for point in client().get_metric_history(version.run_id, "val_loss")] == [1]
+    assert run.inputs.dataset_inputs[0].dataset.digest == summary["data_digest"][:36]
+    artifacts = {
+        entry.path
+        for folder in ("reports", "lineage", "plots")
+        for entry in client().list_artifacts(version.run_id, folder)
+    }
+    assert {"reports/evaluation.html", "lineage/dvc.lock", "lineage/packages.txt", "plots/history.csv"} <= artifacts
+
+
+def test_the_same_content_is_the_same_version(project: Path) -> None:
+    first, second = register_candidate(), register_candidate()
+    assert first.version == second.version
+    assert (first.is_new, second.is_new) == (True, False)
+    assert len(client().search_runs([e.experiment_id for e in client().search_experiments()])) == 1
+
+
+def test_other_content_is_another_version_and_takes_the_alias(project: Path) -> None:
+    register_candidate()
+    evaluation = json.loads(paths.EVALUATION.read_text())
+    evaluation["overall"]["accuracy"]["value"] = 0.123
+    paths.EVALUATION.write_text(json.dumps(evaluation))
+    second = register_candidate().version
+    assert (second.version, second.aliases) == ("2", ("candidate",))
+    assert client().get_model_version("pets", "1").aliases == []
+    assert register_candidate().version.version == "2"
+
+
+CALLS = ["_log_metrics", "_log_model", "_create_version", "set_registered_model_alias", "create_model_version"]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("took_effect", [False, True])
+def test_an_interrupted_registration_is_completed_not_doubled(
+    project: Path, call: str, took_effect: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call fails, or takes effect while its reply is lost; then the registration is repeated."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    owner: Any = MlflowClient if hasattr(MlflowClient, call) else tracking
+    original = getattr(owner, call)
+
+    def lost(*arguments: Any, **options: Any) -> Any:
+        if took_effect:
+            original(*arguments, **options)
+        raise MlflowException("the connection was lost")
+
+    monkeypatch.setattr(owner, call, lost)
+    with pytest.raises(TrackingError, match="`refit register` completes the registration"):
+        register_candidate()
+    monkeypatch.setattr(owner, call, original)
+    version = register_candidate().version
+    assert version.aliases == ("candidate",)
+    assert version.version == "1"
+    assert len(client().search_model_versions("name='pets'")) == 1
+    runs = client().search_runs([e.experiment_id for e in client().search_experiments()])
+    assert [run.info.status for run in runs] == ["FINISHED"]
+
+
+def test_a_server_that_cannot_be_reached_loses_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.read_bytes() for path in (paths.MODEL_WEIGHTS, paths.MODEL_CARD, paths.EVALUATION)}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError) as caught:
+        register_candidate()
+    assert "http://user:…@127.0.0.1:9 failed" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.retryable
+    assert {path: path.read_bytes() for path in before} == before
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert register_candidate().version.version == "1"
+
+
+def test_no_answer_is_not_the_answer_that_there_is_none(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_params().register
+    assert tracking.version_with_alias(settings, "champion") is None, "no such model"
+    register_candidate()
+    assert tracking.version_with_alias(settings, "champion") is None, "no such alias"
+    assert tracking.version_with_alias(settings, "candidate") is not None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError):
+        tracking.version_with_alias(settings, "champion")
+
+
+def test_with_nothing_trained_there_is_nothing_to_register(project: Path) -> None:
+    paths.MODEL_WEIGHTS.unlink()
+    with pytest.raises(WorkspaceError, match=r"models/model\.safetensors missing; run `dvc repro`"):
+        register_candidate()
+
+
+def test_uncommitted_changes_are_kept_with_the_run(project: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        subprocess.run(["git", *identity, *arguments], check=True, capture_output=True)
+
+    git("init")
+    git("add", "params.yaml")
+    git("commit", "-m", "x")
+    with (project / "params.yaml").open("a") as file:
+        file.write("# a change\n")
+    version = register_candidate().version
+    assert len(version.tags["refit.git_commit"]) == 40
+    assert version.tags["refit.git_dirty"] == "true"
+    import mlflow
+
+    assert "+# a change" in mlflow.artifacts.load_text(f"runs:/{version.run_id}/lineage/git.diff")
+
+
+USER_OF_THE_MODEL = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]  # not this project
+import mlflow, numpy as np, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/pets@candidate")
+png = open(sys.argv[2], "rb").read()
+from PIL import Image
+pixels = np.asarray(Image.open(sys.argv[2]))
+table = model.predict(pd.DataFrame({"image": [png, pixels]}))
+assert table["probability"].between(0.5, 1).all()
+assert table["label"][0] == table["label"][1]
+assert set(table["probabilities"][0]) == {"cat", "dog"}
+assert abs(sum(table["probabilities"][0].values()) - 1) < 1e-6
+import tasks
+print(tasks.__file__, model.predict({"image": [png]})["label"][0], float(table["probability"][0]))
+"""
+
+
+def test_anybody_can_load_the_model_without_this_project(project: Path, tmp_path: Path) -> None:
+    from tasks.predict import predict_files
+
+    register_candidate()
+    picture = next((project / "data/images/cat").glob("*.png"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    code = elsewhere / "use.py"
+    code.write_text(USER_OF_THE_MODEL)
+    user = subprocess.run(
+        [sys.executable, str(code), f"sqlite:///{project}/mlflow.db", str(picture)],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+    )
+    assert user.returncode == 0, user.stderr
+    code_file, label, probability = user.stdout.split()
+    assert "/artifacts/code/" in code_file
+    here = predict_files([picture], None)[0]
+    assert (here["label"], here["probability"]) == (label, pytest.approx(float(probability)))
+    from_registry = predict_files([picture], "models:/pets@candidate")[0]
+    assert from_registry["probabilities"] == pytest.approx(here["probabilities"])
+
+
+def test_no_pickle_is_stored(project: Path) -> None:
+    register_candidate()
+    stored = [file for file in (project / "mlruns").rglob("*") if file.is_file()]
+    assert stored
+    assert not [file for file in stored if file.suffix in (".pkl", ".pickle", ".pth", ".pt", ".bin")]
+
+
+def test_what_the_served_model_accepts() -> None:
+    from tasks.serving import _as_example
+
+    assert _as_example(b"x") == b"x"
+    assert _as_example("eA==") == b"x"
+    assert _as_example("eA\n==") == b"x"
+    assert _as_example([[0, 255]]).dtype == np.uint8
+    with pytest.raises(ValueError, match="base64"):
+        _as_example("/home/me/cat.png")
+
+
+def test_a_model_that_does_not_exist_is_named(project: Path, edit_params: Callable[..., Params]) -> None:
+    from tasks.predict import predict_files
+
+    picture = next((project / "data/images/cat").glob("*.png"))
+    with pytest.raises(TrackingError, match="nobody"):
+        predict_files([picture], "models:/nobody@champion")

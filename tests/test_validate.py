@@ -1,0 +1,170 @@
+"""The rules: which rows are rejected and why, and when the set stops the run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tasks import ingest, paths, validate
+from tasks.errors import DataError
+from tasks.params import Params, load_params
+from tasks.validate import judge, summarize
+
+from .conftest import draw, write_image_folder
+from .test_ingest import bad_files
+
+
+def row(number: int, **changes: Any) -> dict[str, Any]:
+    """A good row of a manifest; another number is another picture."""
+    return {
+        "path": f"data/{number}.png",
+        "label": "cat" if number % 2 else "dog",
+        "split": ("train", "val", "test")[number // 2 % 3],
+        "sha256": f"{number:064x}",
+        "pixel_sha256": f"{number:064x}",
+        "bytes": 10,
+        "width": 24,
+        "height": 20,
+        "mode": "RGB",
+        "format": "PNG",
+        "phash": "0" * 16,
+        "group": "0" * 4,
+        "error": None,
+    } | changes
+
+
+def manifest(*changed: dict[str, Any], good: int = 60) -> pd.DataFrame:
+    rows = [row(number) for number in range(good)] + [row(1000 + n, **changes) for n, changes in enumerate(changed)]
+    return pd.DataFrame(rows).astype({"error": "string"})
+
+
+def test_a_good_set_passes_whole(project: Path) -> None:
+    verdict = judge(manifest(), load_params().validate)
+    assert verdict.failures == ()
+    assert len(verdict.accepted) == 60
+    assert verdict.rejected.empty
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"error": "empty file"}, "empty file"),
+        ({"width": 3}, "side outside 8 to 20000 pixels: width is 3"),
+        ({"height": 30000}, "side outside 8 to 20000 pixels: height is 30000"),
+        ({"mode": "I;16"}, "pixel format is not one of `validate.modes`: mode is I;16"),
+        ({"label": "cow"}, "label is not one of `validate.labels`: label is cow"),
+        ({"pixel_sha256": f"{4:064x}", "split": "test", "label": "dog"}, "duplicate: the same picture as data/4.png"),
+    ],
+)
+def test_a_bad_row_is_rejected_with_its_reason(
+    edit_params: Callable[..., Params], changes: dict[str, Any], reason: str
+) -> None:
+    rules = edit_params(validate__labels=["cat", "dog"]).validate
+    verdict = judge(manifest(changes), rules)
+    assert list(verdict.rejected["reason"]) == [reason]
+    assert len(verdict.accepted) == 60
+    assert verdict.failures == ()
+
+
+def test_a_row_may_break_several_rules(project: Path) -> None:
+    verdict = judge(manifest({"width": 3, "mode": "F"}), load_params().validate)
+    assert "width is 3" in verdict.rejected["reason"].iloc[0]
+    assert "mode is F" in verdict.rejected["reason"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ([{"pixel_sha256": f"{4:064x}", "label": "cat"}], "the same picture has two labels (1 pictures), for instance"),
+        ([{"pixel_sha256": f"{4:064x}", "label": "dog", "split": "train"}], "the same picture is in two splits"),
+        (
+            [{"error": "empty file"}] * 5,
+            "5 of 65 images are rejected (7.7%, `validate.max_rejected_fraction` allows 5.0%)",
+        ),
+        ([{"label": "cow"}], "too few train images in 1 of 3 classes (cow: 0; `validate.min"),
+    ],
+)
+def test_the_set_stops_the_run(project: Path, changed: list[dict[str, Any]], expected: str) -> None:
+    verdict = judge(manifest(*changed), load_params().validate)
+    assert expected in "; ".join(verdict.failures)
+
+
+def test_one_class_is_not_enough(project: Path) -> None:
+    only_cats = manifest()[lambda table: table["label"] == "cat"]
+    assert "at least two classes are needed, found 1 (cat)" in judge(only_cats, load_params().validate).failures
+
+
+def test_a_required_label_without_images_stops_the_run(edit_params: Callable[..., Params]) -> None:
+    rules = edit_params(validate__labels=["cat", "dog", "eel"]).validate
+    assert "eel: 0" in "; ".join(judge(manifest(), rules).failures)
+
+
+def test_a_manifest_of_another_version_is_refused(project: Path) -> None:
+    with pytest.raises(DataError, match=r"run `dvc repro -f ingest`"):
+        judge(manifest().drop(columns="group"), load_params().validate)
+    with pytest.raises(DataError, match="column split"):
+        judge(manifest({"split": "dev"}), load_params().validate)
+
+
+def test_the_digests_name_the_data_and_its_split(project: Path) -> None:
+    rules = load_params().validate
+
+    def digests(table: pd.DataFrame) -> tuple[str, str]:
+        summary = summarize(table, judge(table, rules))
+        return summary["data_digest"], summary["split_digest"]
+
+    data, split = digests(manifest())
+    assert digests(manifest().sample(frac=1, random_state=1)) == (data, split), "the order of rows is no content"
+    moved = manifest()
+    moved.loc[0, "split"] = "val"
+    assert digests(moved) == (data, digests(moved)[1])
+    assert digests(moved)[1] != split
+    relabelled = manifest()
+    relabelled.loc[0, "label"] = "cat"
+    assert digests(relabelled)[0] != data
+
+
+def run_stages(edit_params: Callable[..., Params], **changes: Any) -> None:
+    edit_params(data__source="data/images", **changes)
+    ingest.main()
+    validate.main()
+
+
+def test_bad_files_are_reported_and_the_rest_goes_on(images: Path, edit_params: Callable[..., Params]) -> None:
+    write_image_folder(images, per_class=60)
+    bad = bad_files(images / "cat")
+    run_stages(edit_params, validate__max_rejected_fraction=0.2, validate__min_images_per_class__val=1)
+    rejected = pd.read_parquet(paths.REJECTED)
+    assert {Path(path).name for path in rejected["path"]} == set(bad)
+    assert rejected["reason"].str.len().min() > 0
+    page = paths.VALIDATION_REPORT.read_text()
+    assert "empty.jpg" in page
+    assert "not an image (HTML or XML)" in page
+    assert len(pd.read_parquet(paths.ACCEPTED)) == 120
+
+
+def test_when_the_run_stops_the_report_is_there_and_nothing_to_train_on(
+    images: Path, edit_params: Callable[..., Params]
+) -> None:
+    (images / "lone").mkdir()
+    draw(77).save(images / "lone" / "only.png")
+    paths.ACCEPTED.parent.mkdir(exist_ok=True)
+    paths.ACCEPTED.write_text("of an earlier run")
+    with pytest.raises(DataError, match=r"lone: [01].*Every rejected image and its reason: reports/validation.html"):
+        run_stages(edit_params)
+    assert not paths.ACCEPTED.exists()
+    summary = json.loads(paths.VALIDATION_SUMMARY.read_text())
+    assert not summary["passed"]
+    assert summary["failures"]
+    assert "stopped the run" in paths.VALIDATION_REPORT.read_text()
+
+
+def test_what_the_report_shows_is_escaped(images: Path, edit_params: Callable[..., Params]) -> None:
+    (images / "cat" / "<script>alert(1)<").mkdir(parents=True)
+    (images / "cat" / "<script>alert(1)<" / "x.png").write_bytes(b"x")
+    with pytest.raises(DataError):
+        run_stages(edit_params, validate__max_rejected_fraction=0.0)
+    assert "<script>alert" not in paths.VALIDATION_REPORT.read_text()
