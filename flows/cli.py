@@ -1,6 +1,6 @@
 """The command `refit`. Libraries are imported by the command that needs them, so that `--help` is quick.
 
-Exit codes: 0 done; 1 to 8 as in tasks/errors.py (2 also for a mistake on the command line); 130 interrupted.
+Exit codes: 0 done; 1 to 9 as in tasks/errors.py (2 also for a mistake on the command line); 130 interrupted.
 """
 
 import json
@@ -16,11 +16,12 @@ from tasks.errors import DataError, RefitError, WorkspaceError, exit_with
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 _EXIT_CODES = """\b
 Exit codes:
-  0  done                         5  download failed; try again
-  1  any other failure            6  training failed
-  2  wrong parameter or option    7  MLflow failed; try again
-  3  data not good enough         8  file, git or DVC trouble
+  0  done                           6  training failed
+  1  any other failure              7  MLflow refused
+  2  wrong parameter or option      8  file, git or DVC trouble
+  3  data not good enough           9  MLflow is down; try again
   4  checkpoint missing or wrong  130  interrupted
+  5  download failed; try again
 """
 
 

@@ -32,8 +32,9 @@ def commit_run(message: str) -> str:
     Raises:
         WorkspaceError: git refused (no identity, a hook).
     """
-    candidates = [*_PART_OF_A_RUN, *_git("ls-files", "--", "*.dvc").split()]
-    known = [path for path in candidates if _git("ls-files", "--others", "--cached", "--", path)]
+    # With the files by which DVC tracks data, new ones too: without them the commit could not be pulled.
+    patterns = (*_PART_OF_A_RUN, "*.dvc", "*.gitignore")
+    known = _git("ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *patterns).split("\0")[:-1]
     _git("add", "--", *known)
     if _git("diff", "--cached", "--name-only", "--", *known):
         _git("commit", "--quiet", "--message", message, "--", *known)

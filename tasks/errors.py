@@ -6,7 +6,9 @@
     ├── CheckpointError         4   the base checkpoint is missing, damaged or does not fit the model
     │   └── DownloadError       5   ... or could not be fetched; trying again may help
     ├── TrainingError           6   the training itself went wrong (a loss that is not finite)
-    ├── TrackingError           7   MLflow could not be reached or refused; trying again may help
+    ├── TrackingError           7   MLflow refused
+    │   └── TrackingUnavailableError
+    │                           9   MLflow cannot be reached, or is in trouble; trying again may help
     └── WorkspaceError          8   a file cannot be written, or git or DVC refused
 
 The number is the exit code of the process. `retryable` says whether the same call may succeed later.
@@ -57,9 +59,15 @@ class TrainingError(RefitError):
 
 
 class TrackingError(RefitError):
-    """The MLflow server cannot be reached, or refused."""
+    """The MLflow server refused, or has not what was asked for."""
 
     exit_code = 7
+
+
+class TrackingUnavailableError(TrackingError):
+    """The MLflow server cannot be reached, or answers that it is in trouble."""
+
+    exit_code = 9
     retryable = True
 
 
@@ -79,6 +87,7 @@ ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
         DownloadError,
         TrainingError,
         TrackingError,
+        TrackingUnavailableError,
         WorkspaceError,
     )
 }

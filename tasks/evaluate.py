@@ -1,8 +1,9 @@
 """Stage `evaluate`: measures the model on the test images, which nothing before this has looked at.
 
     python -m tasks.evaluate      models/model.*, test rows of data/accepted.parquet
-                                  -> metrics/evaluation.json, data/predictions.parquet,
-                                     plots/confusion.csv, plots/reliability.csv, reports/evaluation.html
+                                  -> metrics/evaluation.json (the measures of the whole set, for `dvc metrics`),
+                                     reports/evaluation.json (all of them), reports/evaluation.html,
+                                     data/predictions.parquet, plots/confusion.csv, plots/reliability.csv
 
 `predictions.parquet` has path, sha256, label, predicted, confidence, and one column `p:<class>` per class.
 """
@@ -41,6 +42,7 @@ def main() -> None:
     evaluation = measure(scored, classifier.classes, params.evaluate, params.seed)
     predictions = _predictions(test, probabilities, scored, classifier.classes)
 
+    publish_json(paths.METRICS, evaluation["overall"])
     publish_json(paths.EVALUATION, evaluation)
     publish_table(paths.PREDICTIONS, predictions)
     publish_table(paths.CONFUSION_PLOT, predictions[["label", "predicted"]].rename(columns={"label": "actual"}))
@@ -55,7 +57,7 @@ def main() -> None:
 
 
 def measure(scored: metrics.Scored, classes: list[str], settings: Evaluate, seed: int) -> dict[str, Any]:
-    """All measures as the plain values of metrics/evaluation.json."""
+    """All measures as the plain values of reports/evaluation.json."""
     intervals = metrics.with_intervals(
         scored, settings.calibration_bins, settings.bootstrap_samples, settings.confidence, seed
     )

@@ -26,7 +26,8 @@ MODEL_WEIGHTS = Path("models/model.safetensors")  # finetune
 MODEL_CARD = Path("models/model.json")
 HISTORY = Path("plots/history.csv")
 
-EVALUATION = Path("metrics/evaluation.json")  # evaluate
+METRICS = Path("metrics/evaluation.json")  # evaluate
+EVALUATION = Path("reports/evaluation.json")
 PREDICTIONS = Path("data/predictions.parquet")
 CONFUSION_PLOT = Path("plots/confusion.csv")
 RELIABILITY_PLOT = Path("plots/reliability.csv")
@@ -38,6 +39,6 @@ STAGE_OUTPUTS: dict[str, tuple[Path, ...]] = {
     "validate": (ACCEPTED, REJECTED, VALIDATION_SUMMARY, VALIDATION_REPORT),
     "fetch": (BASE_WEIGHTS, BASE_CARD),
     "finetune": (MODEL_WEIGHTS, MODEL_CARD, HISTORY),
-    "evaluate": (EVALUATION, PREDICTIONS, CONFUSION_PLOT, RELIABILITY_PLOT, EVALUATION_REPORT),
+    "evaluate": (METRICS, EVALUATION, PREDICTIONS, CONFUSION_PLOT, RELIABILITY_PLOT, EVALUATION_REPORT),
 }
 """Stage name -> what it writes, in the order of the work."""

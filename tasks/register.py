@@ -85,7 +85,7 @@ def _record(params: Params, extra_tags: Mapping[str, str]) -> Record:
         tags=tags,
         history=[{str(name): value for name, value in row.items()} for row in history.to_dict("records")],
         metrics=_metrics(evaluation, card),
-        files={"reports": _REPORTS, "plots": _PLOTS, "lineage": _LINEAGE, "metrics": (paths.EVALUATION,)},
+        files={"reports": (*_REPORTS, paths.EVALUATION), "plots": _PLOTS, "lineage": _LINEAGE},
         texts={"lineage/packages.txt": _packages(), **({"lineage/git.diff": diff} if diff else {})},
         weights=paths.MODEL_WEIGHTS,
         card=paths.MODEL_CARD,

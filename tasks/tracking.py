@@ -1,7 +1,7 @@
 """MLflow as Refit uses it: runs, models, versions, aliases. The only importer of mlflow (with tasks/serving.py).
 
 Every call may be repeated: what exists already is found by its content digest and taken up where it was left.
-Every failure of the server becomes a TrackingError that says where the server is and what to do.
+Every failure becomes a TrackingError that says where and why; TrackingUnavailableError where trying again may help.
 """
 
 import functools
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tasks.errors import TrackingError
+from tasks.errors import TrackingError, TrackingUnavailableError
 from tasks.params import Register
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for results
 }
 
 
@@ -148,9 +149,12 @@ def _client(settings: Register) -> Iterator["MlflowClient"]:
         yield mlflow.MlflowClient()
     except MlflowException as error:
         # Not chained: MLflow's own message may hold the password of the address.
-        raise TrackingError(
-            f"MLflow at {_without_password(uri, uri)} failed: {_without_password(_reason(error), uri)}. Nothing that was "
-            "trained is lost: it is in models/, and `refit register` completes the registration once the server answers"
+        address, reason = (_without_password(text, uri) for text in (uri, _reason(error)))
+        if error.get_http_status_code() < 500 and error.error_code != "REQUEST_LIMIT_EXCEEDED":
+            raise TrackingError(f"MLflow at {address} refused: {reason}") from None
+        raise TrackingUnavailableError(
+            f"MLflow at {address} failed: {reason}. Nothing that was trained is lost: it is in models/, and "
+            "`refit register` completes the registration once the server answers"
         ) from None
 
 
@@ -259,9 +263,11 @@ def _create_version(client: "MlflowClient", record: Record, settings: Register, 
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    source = client.get_run(run_id).data.tags[_MODEL_TAG]
     return client.create_model_version(
         settings.model_name,
-        source=client.get_run(run_id).data.tags[_MODEL_TAG],
+        source=source,
+        model_id=source.removeprefix("models:/"),  # a server refuses the source without it
         run_id=run_id,
         tags={CONTENT_TAG: record.content_digest, **record.tags},
         description=record.description,

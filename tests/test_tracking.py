@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tasks import evaluate, fetch, finetune, ingest, paths, tracking, validate
-from tasks.errors import TrackingError, WorkspaceError
+from tasks.errors import TrackingError, TrackingUnavailableError, WorkspaceError
 from tasks.params import Params, load_params
 from tasks.register import register_candidate
 
@@ -124,7 +124,7 @@ def test_an_interrupted_registration_is_completed_not_doubled(
         raise MlflowException("the connection was lost")
 
     monkeypatch.setattr(owner, call, lost)
-    with pytest.raises(TrackingError, match="`refit register` completes the registration"):
+    with pytest.raises(TrackingUnavailableError, match="`refit register` completes the registration"):
         register_candidate()
     monkeypatch.setattr(owner, call, original)
     version = register_candidate().version

@@ -53,7 +53,7 @@ def evaluation_page(evaluation: Mapping[str, Any], worst: Sequence[Mapping[str, 
     """The evaluation as HTML.
 
     Args:
-        evaluation: the content of metrics/evaluation.json.
+        evaluation: the content of reports/evaluation.json.
         worst: the worst errors, each with `path`, `label`, `predicted`, `probability`, `picture` (a data: URI).
     """
     return _environment().get_template("evaluation.html.j2").render(evaluation=evaluation, worst=worst)

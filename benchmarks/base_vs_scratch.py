@@ -1,0 +1,265 @@
+"""Does the embedded base checkpoint earn its place? Few labelled digits, fine-tuned from it and from scratch.
+
+    dvc repro validate fetch
+    python benchmarks/base_vs_scratch.py [--json FILE]          (8 minutes on one slow core)
+
+Each seed draws 10 training images of each class; the same network learns from them, once from the base and once
+from random weights, with the same images, order, augmentation, new head and number of epochs. Each start has its
+own short list of learning rates; validation chooses, by the mean over the seeds, and only the chosen runs ever see
+the test split. Two Markdown tables go to standard output, a line per run to standard error, and FILE gets the
+numbers of every run.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tasks import metrics, paths
+from tasks.errors import CheckpointError, DataError, run_stage
+from tasks.modality import image
+from tasks.params import Finetune, load_params
+from tasks.publish import publish_json, sha256_of_file
+from tasks.reproducibility import be_deterministic, environment, example_keys, uniforms
+from tasks.training import Examples, Fitted, fit, predict_logits
+
+IMAGES_PER_CLASS = 10
+SEEDS = range(5)
+BUDGETS = (20, 40)  # epochs
+BATCH_SIZE = 32
+LEARNING_RATES = {"base": (0.001, 0.002), "scratch": (0.004, 0.01, 0.02)}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that the runs share."""
+
+    train: Examples  # the whole split; each seed draws from it
+    val: Examples
+    test: Examples
+    num_classes: int
+    preprocessing: dict[str, Any]
+    base_weights: dict[str, Tensor]
+    base_uri: str
+    settings: Finetune  # less epochs and learning rate
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What tells one run from another."""
+
+    epochs: int
+    start: str  # a key of LEARNING_RATES
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, before anybody has looked at the test split."""
+
+    setup: Setup
+    fitted: Fitted
+    seconds: float  # of training, with validation after each epoch
+
+    @property
+    def val_accuracy(self) -> float:
+        """Of the epoch that was kept."""
+        return self.fitted.history[self.fitted.best_epoch - 1].val_accuracy
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One start under one budget, at the learning rate that validation chose."""
+
+    epochs: int
+    start: str
+    learning_rate: float
+    test_accuracies: tuple[float, ...]  # in the order of SEEDS
+    seconds: float  # median over the seeds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers of every run")
+    target: Path | None = parser.parse_args().json
+
+    device = be_deterministic(num_threads=1, device="cpu")
+    with contextlib.redirect_stdout(io.StringIO()):  # the stages' own progress would bury the tables
+        problem = read_problem()
+        runs = [run_one(problem, setup) for setup in setups()]
+        arms = [choose(problem, runs, epochs, start) for epochs in BUDGETS for start in LEARNING_RATES]
+    print(f"{arms_table(arms)}\n\n{differences_table(arms)}")
+    if target is not None:
+        publish_json(target, raw_numbers(runs, arms) | {"base": problem.base_uri, "environment": environment(device)})
+
+
+def read_problem() -> Problem:
+    """The images, the base and the settings, as the stages left them.
+
+    Raises:
+        DataError, CheckpointError: a stage has not run, or there is no base to speak of.
+    """
+    for path in (paths.ACCEPTED, paths.BASE_CARD, paths.BASE_WEIGHTS):
+        if not path.is_file():
+            raise DataError(f"{path} is missing; run `dvc repro validate fetch` in the project's root folder first")
+    card = json.loads(paths.BASE_CARD.read_text())
+    if not card["num_tensors"] or sha256_of_file(paths.BASE_WEIGHTS) != card["sha256"]:
+        raise CheckpointError(
+            f"{paths.BASE_WEIGHTS} does not hold the pretrained weights of {paths.BASE_CARD}; "
+            "set `checkpoint.uri` in params.yaml to file:base/glyphs.safetensors and run `dvc repro fetch`"
+        )
+    params = load_params()
+    preprocessing = image.preprocessing_for(card, image_size=None)
+    accepted = pd.read_parquet(paths.ACCEPTED)
+    classes = sorted(set(accepted["label"]))
+    train, val, test = (
+        read_examples(accepted[accepted["split"] == split], classes, preprocessing)
+        for split in ("train", "val", "test")
+    )
+    settings = dataclasses.replace(params.finetune, trainable="all", batch_size=BATCH_SIZE, device="cpu", num_threads=1)
+    return Problem(train, val, test, len(classes), preprocessing, load_file(paths.BASE_WEIGHTS), card["uri"], settings)
+
+
+def read_examples(rows: pd.DataFrame, classes: list[str], preprocessing: dict[str, Any]) -> Examples:
+    """Decode the images of some rows of the accepted table."""
+    files = list(zip(rows["path"], rows["sha256"], strict=True))
+    return Examples(
+        inputs=image.read_examples(files, preprocessing, "read"),
+        labels=torch.tensor([classes.index(label) for label in rows["label"]]),
+        keys=example_keys(list(rows["sha256"])),
+    )
+
+
+def draw_few(examples: Examples, per_class: int, seed: int) -> Examples:
+    """Keep `per_class` examples of each class; which ones depends on the seed and on their content only.
+
+    Raises:
+        DataError: a class has fewer.
+    """
+    table = pd.DataFrame({"label": examples.labels, "draw": uniforms(seed, "few", 0, examples.keys, 1)[:, 0]})
+    if table["label"].value_counts().min() < per_class:
+        raise DataError(f"a class has fewer than {per_class} training images")
+    rows = table.sort_values("draw").groupby("label").head(per_class).index.tolist()
+    return Examples(examples.inputs[rows], examples.labels[rows], examples.keys[rows])
+
+
+def setups() -> Iterator[Setup]:
+    """Every run; the starts take turns, so that a busy machine slows both."""
+    for epochs in BUDGETS:
+        for seed in SEEDS:
+            for start, rates in LEARNING_RATES.items():
+                for rate in rates:
+                    yield Setup(epochs, start, rate, seed)
+
+
+def run_one(problem: Problem, setup: Setup) -> Run:
+    """Train once; the test split is not touched."""
+    network, head = build_network(problem, setup)
+    few = draw_few(problem.train, IMAGES_PER_CLASS, setup.seed)
+    settings = dataclasses.replace(problem.settings, epochs=setup.epochs, learning_rate=setup.learning_rate)
+    began = time.perf_counter()
+    fitted = fit(network, head, few, problem.val, image, problem.preprocessing, settings, setup.seed)
+    run = Run(setup, fitted, time.perf_counter() - began)
+    print(f"{setup}: val accuracy {run.val_accuracy:.4f}, {run.seconds:.1f} s", file=sys.stderr, flush=True)
+    return run
+
+
+def build_network(problem: Problem, setup: Setup) -> tuple[nn.Module, list[str]]:
+    """The network at its start, and the names of its head's parameters. The head is new in both starts, and equal."""
+    torch.manual_seed(setup.seed)
+    network = image.build_network(problem.settings.model, problem.num_classes, problem.settings.head_dropout)
+    head = image.head_parameters(network, problem.num_classes)
+    if setup.start == "base":
+        image.load_backbone(network, problem.base_weights, head, problem.base_uri)
+    return network, head
+
+
+def choose(problem: Problem, runs: list[Run], epochs: int, start: str) -> Arm:
+    """Take the learning rate with the best mean validation accuracy, the lowest among equals, and test its runs."""
+    by_rate = {
+        rate: [run for run in runs if run.setup in {Setup(epochs, start, rate, seed) for seed in SEEDS}]
+        for rate in LEARNING_RATES[start]
+    }
+    rate = max(by_rate, key=lambda rate: statistics.mean(run.val_accuracy for run in by_rate[rate]))
+    return Arm(
+        epochs,
+        start,
+        rate,
+        tuple(accuracy_on_test(problem, run) for run in by_rate[rate]),
+        statistics.median(run.seconds for run in by_rate[rate]),
+    )
+
+
+def accuracy_on_test(problem: Problem, run: Run) -> float:
+    """Accuracy of a run's weights on the whole test split."""
+    network, _ = build_network(problem, run.setup)
+    network.load_state_dict(run.fitted.weights, strict=True)
+    logits = predict_logits(network, problem.test.inputs, image, problem.preprocessing, BATCH_SIZE)
+    return metrics.accuracy(metrics.score(metrics.softmax(logits), problem.test.labels.numpy()))
+
+
+def differences(arms: list[Arm], epochs: int) -> list[float]:
+    """Base less scratch, for each seed."""
+    base, scratch = (
+        next(arm for arm in arms if (arm.epochs, arm.start) == (epochs, start)) for start in ("base", "scratch")
+    )
+    return [ours - theirs for ours, theirs in zip(base.test_accuracies, scratch.test_accuracies, strict=True)]
+
+
+def arms_table(arms: list[Arm]) -> str:
+    """The chosen runs, a line for each budget and start."""
+    lines = [
+        "| epochs | start | learning rate | mean test accuracy | range over seeds | seconds per run |",
+        "|---:|---|---:|---:|---:|---:|",
+    ]
+    for arm in arms:
+        low, high = min(arm.test_accuracies), max(arm.test_accuracies)
+        mean = statistics.mean(arm.test_accuracies)
+        lines.append(
+            f"| {arm.epochs} | {arm.start} | {arm.learning_rate:g} | {mean:.1%} | {low:.1%} to {high:.1%} "
+            f"| {arm.seconds:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def differences_table(arms: list[Arm]) -> str:
+    """How much better the base is, seed by seed, in percentage points."""
+    lines = ["| epochs | base less scratch, each seed (points) | mean | min |", "|---:|---|---:|---:|"]
+    for epochs in BUDGETS:
+        points = [100 * difference for difference in differences(arms, epochs)]
+        each = ", ".join(f"{value:+.1f}" for value in points)
+        lines.append(f"| {epochs} | {each} | {statistics.mean(points):+.1f} | {min(points):+.1f} |")
+    return "\n".join(lines)
+
+
+def raw_numbers(runs: list[Run], arms: list[Arm]) -> dict[str, Any]:
+    """Every run without its weights, and what was chosen."""
+    return {
+        "images_per_class": IMAGES_PER_CLASS,
+        "batch_size": BATCH_SIZE,
+        "runs": [
+            dataclasses.asdict(run.setup)
+            | {"best_epoch": run.fitted.best_epoch, "val_accuracy": run.val_accuracy, "seconds": run.seconds}
+            for run in runs
+        ],
+        "chosen": [dataclasses.asdict(arm) for arm in arms],
+        "differences": {str(epochs): differences(arms, epochs) for epochs in BUDGETS},
+    }
+
+
+if __name__ == "__main__":
+    run_stage(main)
