@@ -76,6 +76,7 @@ def run_stage(stage: str) -> State[None]:
 
 
 @task(
+    task_run_name="register",
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=len(policy.RETRY_DELAYS_SECONDS),
@@ -93,7 +94,7 @@ def register() -> dict[str, Any]:
     return _summary(registration)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="commit", cache_policy=NO_CACHE, persist_result=False)
 def keep(message: str) -> str:
     """Commit the run; push its data where there is a DVC remote."""
     sha = commits.commit_run(message)
