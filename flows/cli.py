@@ -1,6 +1,6 @@
 """The command `refit`. Libraries are imported by the command that needs them, so that `--help` is quick.
 
-Exit codes: 0 done; 1 to 9 as in tasks/errors.py (2 also for a mistake on the command line); 130 interrupted.
+Exit codes: 0 done; 1 to 11 as in tasks/errors.py (2 also for a mistake on the command line); 130 interrupted.
 """
 
 import json
@@ -21,7 +21,8 @@ Exit codes:
   2  wrong parameter or option      8  file, git or DVC trouble
   3  data not good enough           9  MLflow is down; try again
   4  checkpoint missing or wrong  130  interrupted
-  5  download failed; try again
+  5  download failed; try again    10  storage unreachable; try again
+                                   11  training worker lost
 """
 
 
@@ -48,17 +49,24 @@ def main(project: Path | None) -> None:
 
 
 @main.command()
-@click.option("--commit", is_flag=True, help="End in a git commit, and `dvc push` where there is a remote.")
+@click.option(
+    "--commit", "deliver", flag_value="commit", help="End in a git commit, and `dvc push` if there is a remote."
+)
+@click.option("--branch", "deliver", flag_value="branch", help="As the schedule does: new data in, a branch out.")
 @_JSON
-def retrain(commit: bool, as_json: bool) -> None:
+def retrain(deliver: str | None, as_json: bool) -> None:
     """Run the whole flow: validate, fetch, fine-tune, evaluate, register the candidate."""
     _load_params_first()
     _prefect_defaults()
     from flows.retrain import retrain as flow
 
-    summary = flow(commit=commit)
+    state: Any = flow(deliver=deliver or "workspace", return_state=True)
+    summary = state.result()  # raises what went wrong
     if as_json:
         _print_json(summary)
+        return
+    if state.name == "NothingToDo":
+        click.echo(f"\nNothing to do: {state.message}")
         return
     accuracy = summary["overall"]["accuracy"]
     click.echo(f"\nCandidate   {summary['uri']}{'' if summary['is_new'] else '  (this content was registered before)'}")

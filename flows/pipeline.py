@@ -4,6 +4,8 @@ is_unchanged("finetune")      asks DVC, in this process
 reproduce("finetune", log)    runs `dvc repro --single-item finetune`, passing its output on line by line
 """
 
+import contextlib
+import io
 import os
 import re
 import signal
@@ -12,8 +14,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from tasks.errors import ERRORS_BY_EXIT_CODE, RefitError, WorkspaceError
+from tasks.errors import ERRORS_BY_EXIT_CODE, RefitError, StorageUnavailableError, WorkspaceError
 
 _SECONDS_BETWEEN_LOCK_ATTEMPTS = 3.0
 _LOCK_ATTEMPTS = 200  # ten minutes: another `dvc` in the same folder is waited for
@@ -37,19 +40,83 @@ def is_unchanged(stage: str) -> bool:
         with Repo() as repo:
             return not repo.status(targets=[stage])
     except DvcException as error:
-        raise WorkspaceError(f"DVC cannot read the pipeline: {' '.join(str(error).split())}") from error
+        raise WorkspaceError(f"DVC cannot read the pipeline: {_reason(error)}") from error
+
+
+def is_known() -> bool:
+    """Whether dvc.lock already tells the result of the present code, params and data, wherever its files are."""
+    from dvc.exceptions import ReproductionError
+    from dvc.repo import Repo
+
+    with Repo() as repo, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return not repo.reproduce(dry=True, allow_missing=True)
+        except ReproductionError:  # a stage would have to run whose inputs are not here
+            return False
+
+
+def update_sources(log: Callable[[str], None]) -> None:
+    """Bring in what is new: `dvc update` for imported data, `dvc add` for a tracked folder that has changed.
+
+    Raises:
+        WorkspaceError: a source cannot be reached.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            for stage in [stage for stage in repo.index.stages if stage.is_data_source]:
+                tracked = stage.outs[0].fs_path
+                if stage.is_import:
+                    log(f"dvc update {stage.relpath}")
+                    repo.update([stage.relpath])
+                elif Path(tracked).exists() and repo.status(targets=[stage.relpath]):
+                    log(f"dvc add {stage.outs[0]}")
+                    repo.add([tracked])
+    except DvcException as error:
+        raise WorkspaceError(f"the data source cannot be updated: {_reason(error)}") from error
+
+
+def pull(targets: list[str] | None = None) -> None:
+    """`dvc pull` of what the remote has, for all stages and data or for some.
+
+    Raises:
+        StorageUnavailableError: the remote cannot be read.
+    """
+    _with_remote("pull", lambda repo: repo.pull(targets=targets, allow_missing=True))
+
+
+def fetch_results() -> None:
+    """Bring in the record of what other machines ran (the run cache): DVC then restores instead of running.
+
+    Raises:
+        StorageUnavailableError: the remote cannot be read.
+    """
+    _with_remote("fetch", lambda repo: repo.fetch(run_cache=True, targets=["fetch"]))
+
+
+def inputs_of(stage: str) -> list[str]:
+    """The tracked files that a stage reads: outputs of other stages, and data tracked by `dvc add`."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        entry = next(found for found in repo.index.stages if found.addressing == stage)
+        tracked = {out.fs_path for found in repo.index.stages for out in found.outs if out.use_cache}
+        return [str(Path(dep.fs_path).relative_to(repo.root_dir)) for dep in entry.deps if dep.fs_path in tracked]
 
 
 def reproduce(target: str, log: Callable[[str], None], single_item: bool = True) -> None:
     """Reproduce one stage (or, not `single_item`, all that leads to it).
 
-    A lock held by another DVC process is waited for. When this process is interrupted, the stage and all its
-    children are stopped first.
+    What is missing here but known is taken from the remote, if there is one. A lock held by another DVC process is
+    waited for. When this process is interrupted, the stage and all its children are stopped first.
 
     Raises:
         RefitError: of the class that the stage's exit code names, with the stage's own message.
     """
-    command = [sys.executable, "-m", "dvc", "repro", *(["--single-item"] if single_item else []), target]
+    options = [*(["--single-item"] if single_item else []), *(["--pull"] if _has_remote() else [])]
+    command = [sys.executable, "-m", "dvc", "repro", *options, target]
     for _ in range(_LOCK_ATTEMPTS):
         lines: list[str] = []
         status = _run(command, lines, log)
@@ -62,12 +129,23 @@ def reproduce(target: str, log: Callable[[str], None], single_item: bool = True)
     raise WorkspaceError("another DVC process has held this folder's lock for ten minutes; is it still alive?")
 
 
-def push_outputs() -> bool:
-    """`dvc push` to the default remote, if there is one; says whether there is.
+def push() -> bool:
+    """`dvc push` with the run cache to the default remote, if there is one; says whether there is.
 
     Raises:
-        WorkspaceError: DVC could not push.
+        StorageUnavailableError: the remote cannot be written.
     """
+    return _with_remote("push", lambda repo: repo.push(run_cache=True))
+
+
+def _has_remote() -> bool:
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        return bool(repo.config["core"].get("remote"))
+
+
+def _with_remote(verb: str, act: Callable[[Any], object]) -> bool:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -75,10 +153,14 @@ def push_outputs() -> bool:
         with Repo() as repo:
             if not repo.config["core"].get("remote"):
                 return False
-            repo.push()
+            act(repo)
             return True
-    except DvcException as error:
-        raise WorkspaceError(f"`dvc push` failed: {' '.join(str(error).split())}") from error
+    except (DvcException, OSError) as error:
+        raise StorageUnavailableError(f"`dvc {verb}` failed: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _run(command: list[str], lines: list[str], log: Callable[[str], None]) -> int:

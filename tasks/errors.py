@@ -10,6 +10,9 @@
     │   └── TrackingUnavailableError
     │                           9   MLflow cannot be reached, or is in trouble; trying again may help
     └── WorkspaceError          8   a file cannot be written, or git or DVC refused
+        ├── StorageUnavailableError
+        │                      10   the DVC or git remote cannot be reached; trying again may help
+        └── WorkerLostError    11   the worker that trained is gone; another one may take it up
 
 The number is the exit code of the process. `retryable` says whether the same call may succeed later.
 """
@@ -77,6 +80,19 @@ class WorkspaceError(RefitError):
     exit_code = 8
 
 
+class StorageUnavailableError(WorkspaceError):
+    """The DVC remote or the git remote cannot be reached."""
+
+    exit_code = 10
+    retryable = True
+
+
+class WorkerLostError(WorkspaceError):
+    """A training worker stopped reporting, or no worker took the training up in time."""
+
+    exit_code = 11
+
+
 ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
     error.exit_code: error
     for error in (
@@ -89,6 +105,8 @@ ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
         TrackingError,
         TrackingUnavailableError,
         WorkspaceError,
+        StorageUnavailableError,
+        WorkerLostError,
     )
 }
 

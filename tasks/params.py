@@ -160,8 +160,28 @@ class Register:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Flow:
+    """How the scheduled flow works. Nothing in here can change a result."""
+
+    training_deployment: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[^/]+/[^/]+$",
+            description="A Prefect deployment whose worker trains, such as finetune/gpu. null: train in place.",
+        ),
+    ]
+    training_timeout_hours: Annotated[
+        float, Field(gt=0.0, le=1000.0, description="From sending the training off to its end, waiting included.")
+    ]
+    worker_silence_seconds: Annotated[
+        int, Field(ge=5, le=86400, description="A worker that has not reported for so long counts as lost.")
+    ]
+    training_attempts: Annotated[int, Field(ge=1, le=20, description="How many workers may be lost before giving up.")]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Params:
-    """Everything in params.yaml: one section per stage, and the seed that all of them share."""
+    """Everything in params.yaml: one section per stage, one for the flow, and the seed that all stages share."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Every random choice follows from it.")]
     data: Data
@@ -170,6 +190,7 @@ class Params:
     finetune: Finetune
     evaluate: Evaluate
     register: Register
+    flow: Flow
 
 
 _ADAPTER = TypeAdapter(Params)

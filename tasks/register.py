@@ -96,7 +96,7 @@ def _record(params: Params, extra_tags: Mapping[str, str]) -> Record:
 
 
 def _lineage(params: Params, card: dict[str, Any], validation: dict[str, Any]) -> dict[str, str]:
-    pure = {name: section for name, section in as_dict(params).items() if name != "register"}
+    pure = {name: section for name, section in as_dict(params).items() if name not in ("register", "flow")}
     return {
         "data_digest": validation["data_digest"],
         "split_digest": validation["split_digest"],

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CONTENT_TAG = "refit.content_digest"
+FLOW_RUN_TAG = "prefect.flow_run_id"
 CANDIDATE, CHAMPION = "candidate", "champion"
 
 _MODEL_TAG = "refit.model_uri"
@@ -103,6 +104,27 @@ def version_with_alias(settings: Register, alias: str) -> Version | None:
     with _client(settings) as client:
         found = _alias(client, settings.model_name, alias)
         return None if found is None else _as_version(found)
+
+
+def version_with_tag(settings: Register, tag: str, value: str) -> Version | None:
+    """The first version of the model that carries a tag with this value."""
+    with _client(settings) as client:
+        found = client.search_model_versions(f"name='{settings.model_name}' and tags.`{tag}`='{value}'")
+        ready = [version for version in found if version.status == "READY"]
+        return _as_version(min(ready, key=lambda version: int(version.version))) if ready else None
+
+
+def end_runs(settings: Register, is_over: Callable[[str], bool]) -> list[str]:
+    """Mark as KILLED the runs that still say RUNNING although the flow run that made them is over; give their names."""
+    with _client(settings) as client:
+        experiment = client.get_experiment_by_name(settings.experiment)
+        if experiment is None:
+            return []
+        running = client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
+        dead = [run for run in running if FLOW_RUN_TAG in run.data.tags and is_over(run.data.tags[FLOW_RUN_TAG])]
+        for run in dead:
+            client.set_terminated(run.info.run_id, "KILLED")
+        return [run.info.run_name for run in dead]
 
 
 def run_metrics(settings: Register, run_id: str) -> dict[str, float]:

@@ -20,13 +20,13 @@ GROUND = {"errors", "params", "paths", "progress", "publish"}
 """What every file may use. Not among a stage's `deps`: it moves bytes, it does not make results."""
 
 OWNERS = {
-    "prefect": {"flows.retrain", "flows.policy"},
+    "prefect": {"flows.retrain", "flows.finetune", "flows.liveness", "flows.policy"},
     "dvc": {"flows.pipeline"},
     "mlflow": {"tasks.tracking", "tasks.serving"},
     "pandera": {"tasks.validate"},
     "torchvision": {"tasks.modality.image", "tasks.reproducibility"},
     "ruamel": {"tasks.params"},
-    "httpx": {"tasks.download"},
+    "httpx": {"tasks.download", "flows.liveness"},
     "jinja2": {"tasks.reports"},
     "click": {"flows.cli"},
     "sklearn": {"tasks.sample"},
