@@ -14,13 +14,14 @@ _PART_OF_A_RUN = (*_RESULTS, "dvc.yaml", "params.yaml")
 
 
 def require_clean_code() -> None:
-    """Refuse to go on when tracked files that a run does not commit are changed.
+    """Refuse to go on when files that a run does not commit are changed, or code is not in git at all.
 
     Raises:
-        WorkspaceError: no git repository, or changed files, which are listed.
+        WorkspaceError: no git repository, or such files, which are listed.
     """
-    changed = [line[3:] for line in _git("status", "--porcelain", "--untracked-files=no").splitlines()]
-    foreign = [path for path in changed if not _belongs(path)]
+    changed = _lines("diff", "--name-only", "--relative", "-z", "HEAD")
+    unknown = _lines("ls-files", "--others", "--exclude-standard", "-z", "--", "flows/*.py", "tasks/*.py")
+    foreign = [path for path in (*changed, *unknown) if not _belongs(path)]
     if foreign:
         raise WorkspaceError(
             f"{', '.join(foreign[:5])}{' and more' if len(foreign) > 5 else ''} changed since the last commit; a run's "
@@ -36,7 +37,7 @@ def commit_run(message: str) -> str:
     """
     # With the files by which DVC tracks data, new ones too: without them the commit could not be pulled.
     patterns = (*_PART_OF_A_RUN, "*.dvc", "*.gitignore")
-    known = _git("ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *patterns).split("\0")[:-1]
+    known = _lines("ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *patterns)
     _git("add", "--", *known)
     if _git("diff", "--cached", "--name-only", "--", *known):
         _git("commit", "--quiet", "--message", message, "--", *known)
@@ -62,7 +63,7 @@ def adopt_last_run() -> str | None:
     branch = _git(*newest).strip()
     if not branch:
         return None
-    known = _git("ls-tree", "--name-only", "-z", branch, *_RESULTS).split("\0")[:-1]
+    known = _lines("ls-tree", "--name-only", "-z", branch, *_RESULTS)
     _git("checkout", branch, "--", *known)
     return branch
 
@@ -96,6 +97,11 @@ def remote_url() -> str:
     return _git("remote", "get-url", "origin").strip()
 
 
+def holds(path: str) -> bool:
+    """Whether git tracks a file, or files below a folder."""
+    return bool(_lines("ls-files", "-z", "--", path))
+
+
 def head() -> str:
     """The present commit, 40 hexadecimal digits."""
     return _git("rev-parse", "HEAD").strip()
@@ -103,6 +109,11 @@ def head() -> str:
 
 def _belongs(path: str) -> bool:
     return path in _PART_OF_A_RUN or path.endswith(".dvc") or path.endswith(".gitignore")
+
+
+def _lines(*arguments: str) -> list[str]:
+    """Names that git separates by NUL."""
+    return _git(*arguments).split("\0")[:-1]
 
 
 def _remote(*arguments: str) -> None:

@@ -32,7 +32,10 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
+
+from tasks.errors import OrchestratorUnavailableError
 
 FLOWS = ("retrain", "finetune")
 SERVER_TROUBLE = (httpx.TransportError, PrefectHTTPStatusError)
@@ -70,6 +73,24 @@ class Reporter:
                     # The work goes on; whether the server comes back in time is for the one who waits to say.
                     logging.getLogger("prefect.flow_runs").debug("no life sign: %s", error)
                 self._stop.wait(_SECONDS_BETWEEN_REPORTS)
+
+
+def require_server() -> None:
+    """Fail early when PREFECT_API_URL names a server that does not answer.
+
+    Raises:
+        OrchestratorUnavailableError: it does not.
+    """
+    address = PREFECT_API_URL.value()
+    if not address:
+        return  # the flow starts a temporary server
+    with get_client(sync_client=True) as client:
+        trouble = client.api_healthcheck()
+    if trouble is not None:
+        raise OrchestratorUnavailableError(
+            f"the Prefect server at {address} does not answer ({type(trouble).__name__}); start it with "
+            "`prefect server start`, or unset PREFECT_API_URL to do without one"
+        )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ reproduce("finetune", log)    runs `dvc repro --single-item finetune`, passing i
 
 import contextlib
 import io
+import logging
 import os
 import re
 import signal
@@ -14,13 +15,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tasks.errors import ERRORS_BY_EXIT_CODE, RefitError, StorageUnavailableError, WorkspaceError
+from flows import commits
+from tasks.errors import ERRORS_BY_EXIT_CODE, DataError, RefitError, StorageUnavailableError, WorkspaceError
+
+Answer = TypeVar("Answer")
 
 _SECONDS_BETWEEN_LOCK_ATTEMPTS = 3.0
 _LOCK_ATTEMPTS = 200  # ten minutes: another `dvc` in the same folder is waited for
 _SECONDS_TO_STOP = 20.0
+_LOCKED_FOR_LONG = "another DVC process has held this folder's lock for ten minutes; is it still alive?"
 _LOCKED = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 _NOISE = re.compile(
     r"^(Updating lock file|Use `dvc push`|To track the changes|To enable auto staging|\tgit add|\tdvc config)"
@@ -33,14 +38,66 @@ def is_unchanged(stage: str) -> bool:
     Raises:
         WorkspaceError: DVC cannot tell (no DVC repository, a broken dvc.yaml).
     """
+    return _ask(lambda repo: not repo.status(targets=[stage]))
+
+
+def require_source(source: str) -> None:
+    """DVC's own message for a missing source names a file, not what to do.
+
+    Raises:
+        DataError: the data source is neither here nor made or tracked by DVC.
+    """
+    if not Path(source).exists() and _owner_of(source) is None:
+        raise DataError(
+            f"the data source {source} does not exist; set `data.source` in params.yaml, or bring it here with "
+            "`dvc pull` or `dvc update`"
+        )
+
+
+def require_tracked_source(source: str) -> None:
+    """What is committed must name data that anybody can get.
+
+    Raises:
+        WorkspaceError: the source is tracked neither by DVC nor by git, or has changed since `dvc add`.
+    """
+    owner = _owner_of(source)
+    if owner is None and not commits.holds(source):
+        raise WorkspaceError(
+            f"the data source {source} is tracked neither by DVC nor by git, so nobody could reproduce this run: "
+            f"`dvc add {source}` first, or run without --commit"
+        )
+    if owner is not None and owner.endswith(".dvc") and Path(source).exists() and not is_unchanged(owner):
+        raise WorkspaceError(f"{source} has changed since {owner} was written: `dvc add {source}` first")
+
+
+def _owner_of(source: str) -> str | None:
+    """The stage or the .dvc file that a path belongs to."""
+    path = Path(source).absolute()
+
+    def find(repo: Any) -> str | None:
+        for stage in repo.index.stages:
+            if any(path.is_relative_to(out.fs_path) for out in stage.outs if out.protocol == "local"):
+                return str(stage.relpath if stage.is_data_source else stage.addressing)
+        return None
+
+    return _ask(find)
+
+
+def _ask(question: Callable[[Any], Answer]) -> Answer:
+    """Ask DVC in this process; a lock that another DVC process holds is waited for."""
     from dvc.exceptions import DvcException
+    from dvc.lock import LockError
     from dvc.repo import Repo
 
-    try:
-        with Repo() as repo:
-            return not repo.status(targets=[stage])
-    except DvcException as error:
-        raise WorkspaceError(f"DVC cannot read the pipeline: {_reason(error)}") from error
+    for _ in range(_LOCK_ATTEMPTS):
+        try:
+            with Repo() as repo:
+                return question(repo)
+        except LockError:
+            time.sleep(_SECONDS_BETWEEN_LOCK_ATTEMPTS)
+        except DvcException as error:
+            raise WorkspaceError(f"DVC cannot read the pipeline: {_reason(error)}") from error
+    raise WorkspaceError(_LOCKED_FOR_LONG)
 
 
 def is_known() -> bool:
@@ -98,12 +155,13 @@ def fetch_results() -> None:
 
 def inputs_of(stage: str) -> list[str]:
     """The tracked files that a stage reads: outputs of other stages, and data tracked by `dvc add`."""
-    from dvc.repo import Repo
 
-    with Repo() as repo:
+    def find(repo: Any) -> list[str]:
         entry = next(found for found in repo.index.stages if found.addressing == stage)
         tracked = {out.fs_path for found in repo.index.stages for out in found.outs if out.use_cache}
         return [str(Path(dep.fs_path).relative_to(repo.root_dir)) for dep in entry.deps if dep.fs_path in tracked]
+
+    return _ask(find)
 
 
 def reproduce(target: str, log: Callable[[str], None], single_item: bool = True) -> None:
@@ -126,7 +184,7 @@ def reproduce(target: str, log: Callable[[str], None], single_item: bool = True)
             raise _as_error(target, lines)
         log(f"{target}: another DVC process works in this folder; waiting for it")
         time.sleep(_SECONDS_BETWEEN_LOCK_ATTEMPTS)
-    raise WorkspaceError("another DVC process has held this folder's lock for ten minutes; is it still alive?")
+    raise WorkspaceError(_LOCKED_FOR_LONG)
 
 
 def push() -> bool:
@@ -139,16 +197,16 @@ def push() -> bool:
 
 
 def _has_remote() -> bool:
-    from dvc.repo import Repo
-
-    with Repo() as repo:
-        return bool(repo.config["core"].get("remote"))
+    return _ask(lambda repo: bool(repo.config["core"].get("remote")))
 
 
 def _with_remote(verb: str, act: Callable[[Any], object]) -> bool:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    # What the remote does not have is made here; DVC would list it file by file.
+    for name in ("dvc", "dvc_data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with Repo() as repo:
             if not repo.config["core"].get("remote"):

@@ -69,6 +69,7 @@ def retrain(deliver: Deliver = "workspace") -> Any:
             commits.start_branch(_branch())
         elif deliver == "commit":
             commits.require_clean_code()
+            pipeline.require_tracked_source(params.data.source)
         run_stage("sample")
         before = last_manifest()
         run_stage("ingest")

@@ -10,6 +10,8 @@
     │   └── TrackingUnavailableError
     │                           9   MLflow cannot be reached, or is in trouble; trying again may help
     └── WorkspaceError          8   a file cannot be written, or git or DVC refused
+        ├── OrchestratorUnavailableError
+        │                      12   the Prefect server cannot be reached; trying again may help
         ├── StorageUnavailableError
         │                      10   the DVC or git remote cannot be reached; trying again may help
         └── WorkerLostError    11   the worker that trained is gone; another one may take it up
@@ -87,6 +89,13 @@ class StorageUnavailableError(WorkspaceError):
     retryable = True
 
 
+class OrchestratorUnavailableError(WorkspaceError):
+    """The Prefect server cannot be reached."""
+
+    exit_code = 12
+    retryable = True
+
+
 class WorkerLostError(WorkspaceError):
     """A training worker stopped reporting, or no worker took the training up in time."""
 
@@ -107,6 +116,7 @@ ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
         WorkspaceError,
         StorageUnavailableError,
         WorkerLostError,
+        OrchestratorUnavailableError,
     )
 }
 

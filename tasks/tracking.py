@@ -93,6 +93,8 @@ def register(record: Record, settings: Register) -> tuple[Version, bool]:
         if found is None:
             run_id = _log_run(client, record, settings)
             found = _create_version(client, record, settings, run_id)
+        elif record.tags.get("refit.git_dirty") == "false":
+            _restamp(client, found, record)
         aliased = _alias(client, settings.model_name, CANDIDATE)
         if aliased is None or aliased.version != found.version:
             client.set_registered_model_alias(settings.model_name, CANDIDATE, found.version)
@@ -196,6 +198,14 @@ def _find_version(client: "MlflowClient", name: str, content_digest: str) -> "Mo
     found = client.search_model_versions(f"name='{name}' and tags.`{CONTENT_TAG}`='{content_digest}'")
     ready = [version for version in found if version.status == "READY"]
     return min(ready, key=lambda version: int(version.version), default=None)
+
+
+def _restamp(client: "MlflowClient", found: "ModelVersion", record: Record) -> None:
+    """The same content, now from a clean commit: name that one, for the first may have been made before any commit."""
+    for tag in ("refit.git_commit", "refit.git_dirty", "refit.dvc_lock_sha256"):
+        if found.tags.get(tag) != record.tags[tag]:
+            client.set_tag(found.run_id, tag, record.tags[tag])
+            client.set_model_version_tag(found.name, found.version, tag, record.tags[tag])
 
 
 def _alias(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | None":
