@@ -248,6 +248,25 @@ def test_what_the_served_model_accepts() -> None:
         _as_example("/home/me/cat.png")
 
 
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        ([[0.5, 1.0]], "whole numbers from 0 to 255, found float64"),
+        ([[True]], "whole numbers from 0 to 255, found bool"),
+        ([], "whole numbers from 0 to 255, found float64"),
+        ([[0, 256]], "whole numbers from 0 to 255, found 0 to 256"),
+        ([[-1, 3]], "whole numbers from 0 to 255, found -1 to 3"),
+        ([[1, 2], [3]], "rows of equal length"),
+        ({"a": 1}, "found object"),
+    ],
+)
+def test_pixels_that_would_be_misread_are_refused(pixels: object, expected: str) -> None:
+    from tasks.serving import _as_example
+
+    with pytest.raises(ValueError, match=expected):
+        _as_example(pixels)
+
+
 def test_a_model_that_does_not_exist_is_named(project: Path, edit_params: Callable[..., Params]) -> None:
     from tasks.predict import predict_files
 
