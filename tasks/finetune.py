@@ -25,9 +25,9 @@ from torch import nn
 
 from tasks import modality, paths
 from tasks.errors import CheckpointError, ParamsError, run_stage
-from tasks.params import Params, as_dict, load_params
+from tasks.params import Params, load_params, training_digest
 from tasks.progress import say
-from tasks.publish import publish_json, publish_table, publishing, sha256_of_file, sha256_of_json
+from tasks.publish import publish_json, publish_table, publishing, sha256_of_file
 from tasks.reproducibility import be_deterministic, environment, example_keys
 from tasks.training import Examples, Fitted, fit, predict_logits
 
@@ -129,7 +129,7 @@ def _card(
             "split_digest": validation["split_digest"],
             "base_uri": base["uri"],
             "base_sha256": base["sha256"],
-            "params_digest": sha256_of_json({"seed": params.seed, "finetune": as_dict(params.finetune)}),
+            "params_digest": training_digest(params),
         },
         "environment": environment(device),
     }

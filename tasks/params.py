@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from tasks.errors import ParamsError
 from tasks.modality.architectures import IMAGE_ARCHITECTURES
 from tasks.paths import PARAMS, PARAMS_SCHEMA
-from tasks.publish import publish_text
+from tasks.publish import publish_text, sha256_of_json
 
 SPLITS = ("train", "val", "test")
 
@@ -194,6 +194,7 @@ class Params:
 
 
 _ADAPTER = TypeAdapter(Params)
+_USERINFO = re.compile(r"(?<=://)[^/?#]*@")
 
 
 def load_params(path: Path = PARAMS) -> Params:
@@ -217,6 +218,19 @@ def load_params(path: Path = PARAMS) -> Params:
 def as_dict(params: Any) -> dict[str, Any]:
     """A params object, or a section of one, as plain values."""
     return json.loads(json.dumps(dataclasses.asdict(params)))
+
+
+def training_digest(params: Params) -> str:
+    """The SHA-256 of the parameters that a trained model depends on; its card holds it as `params_digest`."""
+    return sha256_of_json({"seed": params.seed, "finetune": as_dict(params.finetune)})
+
+
+def without_credentials(url: str) -> str:
+    """An address as it may be shown and stored: no user, no password, and no query, where signed addresses hide both.
+
+    What is no URL (file:…, torchvision:…, a path) stays as it is.
+    """
+    return re.sub(r"[?#].*$", "", _USERINFO.sub("", url)) if "://" in url else url
 
 
 def schema() -> str:
@@ -293,9 +307,9 @@ def _contradictions(params: Params) -> list[str]:
     labels = params.validate.labels
     if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
         problems.append("`validate.labels` must be null or at least two different labels")
-    if re.match(r"^\w+(\+\w+)?://[^/@]*:[^/@]+@", params.register.tracking_uri):
+    if _USERINFO.search(params.register.tracking_uri):
         problems.append(
-            "`register.tracking_uri` holds a password; put the whole address into the environment variable "
+            "`register.tracking_uri` holds a user or password; put the whole address into the environment variable "
             "MLFLOW_TRACKING_URI instead"
         )
     return problems + _checkpoint_contradictions(params)
@@ -303,6 +317,11 @@ def _contradictions(params: Params) -> list[str]:
 
 def _checkpoint_contradictions(params: Params) -> list[str]:
     checkpoint, finetune = params.checkpoint, params.finetune
+    if _USERINFO.search(checkpoint.uri):
+        return [
+            "`checkpoint.uri` holds a user or password, which would be kept in git and MLflow; fetch the file yourself "
+            "and name it with file:<path>"
+        ]
     if checkpoint.uri == "scratch":
         problems = []
         if checkpoint.sha256 is not None:
