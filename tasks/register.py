@@ -20,7 +20,7 @@ import pandas as pd
 
 from tasks import paths, tracking
 from tasks.errors import WorkspaceError
-from tasks.params import Params, as_dict, load_params
+from tasks.params import Params, as_dict, load_params, training_digest, without_credentials
 from tasks.publish import sha256_of_file, sha256_of_json
 from tasks.reports import evaluation_markdown, validation_markdown
 from tasks.tracking import Record, Version
@@ -43,11 +43,12 @@ def register_candidate(extra_tags: Mapping[str, str] | None = None) -> Registrat
     """Register what is in the workspace.
 
     Raises:
-        WorkspaceError: an output of a stage is missing.
+        WorkspaceError: an output of a stage is missing, or belongs to another run than the others.
         TrackingError: MLflow cannot be reached, or refuses; repeat the call later.
     """
     params = load_params()
     _require_outputs()
+    _require_one_run(params)
     version, is_new = tracking.register(_record(params, extra_tags or {}), params.register)
     return Registration(version, is_new, tracking.links(params.register, version))
 
@@ -59,6 +60,27 @@ def _require_outputs() -> None:
         raise WorkspaceError(
             f"nothing to register yet: {', '.join(missing)} missing; run `dvc repro` or `refit retrain`"
         )
+
+
+def _require_one_run(params: Params) -> None:
+    """What is registered together was made together: each output names what it was made from."""
+    card = json.loads(paths.MODEL_CARD.read_text())
+    validation = json.loads(paths.VALIDATION_SUMMARY.read_text())
+    evaluated = json.loads(paths.EVALUATION.read_text()).get("weights_sha256")
+    lineage = card["lineage"]
+    checks = {
+        f"{paths.MODEL_CARD} was trained with another seed or `finetune` section than params.yaml has now": (
+            lineage["params_digest"] == training_digest(params)
+        ),
+        f"{paths.MODEL_CARD} was trained on other data than {paths.VALIDATION_SUMMARY} describes": (
+            all(lineage[digest] == validation[digest] for digest in ("data_digest", "split_digest"))
+        ),
+        f"{paths.EVALUATION} measures another model than {paths.MODEL_CARD} describes": (
+            evaluated == card["weights_sha256"]
+        ),
+    }
+    if wrong := [what for what, holds in checks.items() if not holds]:
+        raise WorkspaceError(f"nothing was registered: {'; '.join(wrong)}; run `dvc repro`")
 
 
 def _record(params: Params, extra_tags: Mapping[str, str]) -> Record:
@@ -81,7 +103,7 @@ def _record(params: Params, extra_tags: Mapping[str, str]) -> Record:
     return Record(
         name=f"{params.register.model_name} {commit[:6]} {card['weights_sha256'][:6]}",
         content_digest=sha256_of_json(lineage),
-        params=_flat(as_dict(params)),
+        params=_flat(_pure(params)) | {"checkpoint.uri": without_credentials(params.checkpoint.uri)},
         tags=tags,
         history=[{str(name): value for name, value in row.items()} for row in history.to_dict("records")],
         metrics=_metrics(evaluation, card),
@@ -96,16 +118,21 @@ def _record(params: Params, extra_tags: Mapping[str, str]) -> Record:
 
 
 def _lineage(params: Params, card: dict[str, Any], validation: dict[str, Any]) -> dict[str, str]:
-    pure = {name: section for name, section in as_dict(params).items() if name not in ("register", "flow")}
     return {
         "data_digest": validation["data_digest"],
         "split_digest": validation["split_digest"],
         "base_sha256": card["lineage"]["base_sha256"],
-        "params_digest": sha256_of_json(pure),
+        "params_digest": sha256_of_json(_pure(params)),
         "weights_sha256": card["weights_sha256"],
         "card_sha256": sha256_of_file(paths.MODEL_CARD),
         "evaluation_sha256": sha256_of_file(paths.EVALUATION),
     }
+
+
+def _pure(params: Params) -> dict[str, Any]:
+    """The params that can change a result. MLflow keeps a run's params for ever, so that a model's new name or another
+    address must not be among them: the run could never be completed."""
+    return {name: section for name, section in as_dict(params).items() if name not in ("register", "flow")}
 
 
 def _metrics(evaluation: dict[str, Any], card: dict[str, Any]) -> dict[str, float]:

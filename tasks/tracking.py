@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tasks.errors import TrackingError, TrackingUnavailableError
-from tasks.params import Register
+from tasks.params import Register, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -137,7 +137,7 @@ def run_metrics(settings: Register, run_id: str) -> dict[str, float]:
 
 def links(settings: Register, version: Version) -> dict[str, str]:
     """Addresses of the run and the version in MLflow's pages; empty where there is no server."""
-    address = tracking_uri(settings).rstrip("/")
+    address = without_credentials(tracking_uri(settings)).rstrip("/")
     if not address.startswith("http"):
         return {}
     with _client(settings) as client:
@@ -164,6 +164,7 @@ def _client(settings: Register) -> Iterator["MlflowClient"]:
     warnings.filterwarnings("ignore", module=r"mlflow\..*")
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     uri = tracking_uri(settings)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -173,12 +174,17 @@ def _client(settings: Register) -> Iterator["MlflowClient"]:
         yield mlflow.MlflowClient()
     except MlflowException as error:
         # Not chained: MLflow's own message may hold the password of the address.
-        address, reason = (_without_password(text, uri) for text in (uri, _reason(error)))
+        address, reason = without_credentials(uri), _without_password(_reason(error), uri)
         if error.get_http_status_code() < 500 and error.error_code != "REQUEST_LIMIT_EXCEEDED":
             raise TrackingError(f"MLflow at {address} refused: {reason}") from None
         raise TrackingUnavailableError(
             f"MLflow at {address} failed: {reason}. Nothing that was trained is lost: it is in models/, and "
             "`refit register` completes the registration once the server answers"
+        ) from None
+    except (OSError, SQLAlchemyError) as error:  # what MLflow lets through of requests, a database, a disk
+        raise TrackingUnavailableError(
+            f"MLflow at {without_credentials(uri)} failed: {_without_password(_reason(error), uri)}. `refit register` "
+            "completes an interrupted registration"
         ) from None
 
 
@@ -190,8 +196,11 @@ def _reason(error: Exception) -> str:
 
 
 def _without_password(text: str, uri: str) -> str:
-    password = urlsplit(uri).password
-    return text.replace(password, "…") if password else text
+    parts = urlsplit(uri)
+    secrets = {part for raw in (parts.password, parts.query) if raw for part in (raw, unquote(raw))}
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "…")
+    return text
 
 
 def _find_version(client: "MlflowClient", name: str, content_digest: str) -> "ModelVersion | None":

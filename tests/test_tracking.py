@@ -7,10 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import requests
+from sqlalchemy.exc import OperationalError
 
 from tasks import evaluate, fetch, finetune, ingest, paths, tracking, validate
 from tasks.errors import TrackingError, TrackingUnavailableError, WorkspaceError
@@ -141,7 +144,7 @@ def test_a_server_that_cannot_be_reached_loses_nothing(project: Path, monkeypatc
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError) as caught:
         register_candidate()
-    assert "http://user:…@127.0.0.1:9 failed" in str(caught.value)
+    assert "http://127.0.0.1:9 failed" in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert caught.value.retryable
     assert {path: path.read_bytes() for path in before} == before
@@ -165,6 +168,75 @@ def test_with_nothing_trained_there_is_nothing_to_register(project: Path) -> Non
     paths.MODEL_WEIGHTS.unlink()
     with pytest.raises(WorkspaceError, match=r"models/model\.safetensors missing; run `dvc repro`"):
         register_candidate()
+
+
+def change_json(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "expected"),
+    [
+        (lambda: change_params(paths.PARAMS, {"finetune.learning_rate": 0.1}), "another seed or `finetune` section"),
+        (lambda: change_json(paths.VALIDATION_SUMMARY, data_digest="0" * 64), "was trained on other data"),
+        (lambda: change_json(paths.EVALUATION, weights_sha256="0" * 64), "measures another model"),
+    ],
+)
+def test_outputs_of_different_runs_are_not_registered_together(
+    project: Path, break_it: Callable[[], None], expected: str
+) -> None:
+    break_it()
+    with pytest.raises(WorkspaceError, match=rf"nothing was registered: .*{expected}.*run `dvc repro`"):
+        register_candidate()
+    assert not (project / "mlflow.db").exists()
+
+
+def test_an_interrupted_registration_is_completed_under_another_name(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def lost(*_arguments: Any) -> Any:
+        raise MlflowException("the connection was lost")
+
+    with monkeypatch.context() as patched, pytest.raises(TrackingUnavailableError):
+        patched.setattr(tracking, "_create_version", lost)
+        register_candidate()
+    change_params(paths.PARAMS, {"register.model_name": "animals", "flow.training_attempts": 7})
+    assert register_candidate().version.model_name == "animals"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        requests.ConnectionError("no route to user:s%40cret@host, s@cret"),
+        OperationalError("select 1", {}, Exception("login failed: s@cret")),
+        PermissionError(13, "Permission denied", "mlruns"),
+    ],
+)
+def test_whatever_mlflow_lets_through_is_one_line_without_the_password(
+    project: Path, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    def fail(*_arguments: Any, **_options: Any) -> Any:
+        raise failure
+
+    monkeypatch.setattr(MlflowClient, "search_model_versions", fail)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:s%40cret@127.0.0.1:9")
+    with pytest.raises(TrackingUnavailableError, match=r"MLflow at http://127\.0\.0\.1:9 failed: ") as caught:
+        register_candidate()
+    assert "cret" not in str(caught.value)
+
+
+def test_links_hold_no_password(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    run = SimpleNamespace(info=SimpleNamespace(experiment_id="1"))
+    monkeypatch.setattr(MlflowClient, "get_run", lambda *_arguments: run)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@mlflow.example.org/")
+    links = tracking.links(load_params().register, tracking.Version("pets", "1", "abc", {}))
+    assert links["run"] == "http://mlflow.example.org/#/experiments/1/runs/abc"
 
 
 def test_uncommitted_changes_are_kept_with_the_run(project: Path) -> None:
