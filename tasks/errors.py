@@ -24,6 +24,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from tasks.paths import STAGE_OUTPUTS
+
 
 class RefitError(Exception):
     """Base of all errors that are shown to the user as one line."""
@@ -134,10 +136,19 @@ def exit_with(error: RefitError) -> NoReturn:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main` as a process: a RefitError becomes one line and an exit code."""
+    """Run a stage's `main` as a process: a RefitError becomes one line and an exit code.
+
+    So does the lack of a file that another stage makes.
+    """
     try:
         main()
     except RefitError as error:
         exit_with(error)
+    except FileNotFoundError as error:
+        for stage, outputs in STAGE_OUTPUTS.items():
+            for output in outputs:  # not by error.filename, which pandas and safetensors leave empty
+                if str(error).rstrip("'").endswith(str(output)):
+                    exit_with(WorkspaceError(f"{output} is missing; run `dvc repro {stage}`"))
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
