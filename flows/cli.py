@@ -128,6 +128,22 @@ def register(as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("block")
+def notifications(block: str) -> None:
+    """Have the Prefect server tell about failures, rejected data, candidates and promotions through BLOCK.
+
+    BLOCK is a notification block of the server, as type/name: slack-webhook/team, custom-webhook/ops, …
+    """
+    _prefect_defaults()
+    from flows.liveness import require_server
+    from flows.notifications import apply
+
+    require_server()
+    for name in apply(block):
+        click.echo(name)
+
+
+@main.command()
 @_JSON
 def status(as_json: bool) -> None:
     """Say what would run, what is registered, and how the candidate compares with the champion."""
