@@ -24,6 +24,7 @@ from prefect.states import Completed
 from flows import commits, pipeline, policy
 from flows.finetune import train_on_worker
 from flows.liveness import is_over, reconcile, reporting
+from flows.prepare import prepare
 from tasks import paths, tracking
 from tasks.changes import changes_markdown, data_changes
 from tasks.errors import DataError, TrackingError, WorkspaceError
@@ -72,6 +73,8 @@ def retrain(deliver: Deliver = "workspace") -> Any:
             pipeline.require_tracked_source(params.data.source)
         run_stage("sample")
         before = last_manifest()
+        if params.flow.ingest_runner is not None and not pipeline.is_unchanged("ingest"):
+            prepare(params.flow.ingest_runner)
         run_stage("ingest")
         show_changes(before, params)
         run_stage("validate")

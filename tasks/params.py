@@ -163,6 +163,13 @@ class Register:
 class Flow:
     """How the scheduled flow works. Nothing in here can change a result."""
 
+    ingest_runner: Annotated[
+        str | None,
+        Field(
+            pattern=r"^(dask|ray)(:.+)?$",
+            description="Inspect images on a cluster: dask, dask:<address>, ray, ray:<address>. null: on this machine.",
+        ),
+    ]
     training_deployment: Annotated[
         str | None,
         Field(

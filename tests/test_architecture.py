@@ -24,7 +24,14 @@ every stage it would have all made anew for a change that no reader can tell; wh
 """
 
 OWNERS = {
-    "prefect": {"flows.retrain", "flows.finetune", "flows.liveness", "flows.notifications", "flows.policy"},
+    "prefect": {
+        "flows.retrain",
+        "flows.finetune",
+        "flows.liveness",
+        "flows.notifications",
+        "flows.policy",
+        "flows.prepare",
+    },
     "dvc": {"flows.pipeline"},
     "mlflow": {"tasks.tracking", "tasks.serving"},
     "pandera": {"tasks.validate"},

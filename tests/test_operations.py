@@ -1,6 +1,7 @@
 """What an operator relies on: notifications that arrive, orphans that are found, one retraining at a time."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 from tasks.changes import changes_markdown, data_changes
 from tasks.params import read_yaml
 
-from .conftest import ROOT
+from .conftest import ROOT, change_params, write_image_folder
 from .services import environment, prefect_api, refit, run
 from .test_validate import manifest
 
@@ -183,3 +184,33 @@ def test_what_changed_in_the_data(project: Path) -> None:
     assert "relabelled: data/4.png (dog is now cat)" in text
     assert data_changes(None, after).added == 60
     assert data_changes(after, after).added == 0
+
+
+def test_a_cluster_gives_the_same_manifest(env: dict[str, str], project: Path) -> None:
+    """Inspected by Dask workers, then ingested: not one decode is left, and the manifest has the same bytes."""
+    write_image_folder(project / "data" / "images", per_class=80)
+    (project / "data" / "images" / "cat" / "bad.png").write_text("no image")
+    change_params(project / "params.yaml", {"data.source": "data/images"})
+    env = env | {"PYTHONPATH": str(ROOT)}
+    run(sys.executable, "-m", "tasks.ingest", cwd=project, env=env)
+    alone = (project / "data" / "manifest.parquet").read_bytes()
+    shutil.rmtree(project / ".refit")
+    code = "from flows.prepare import prepare\nif __name__ == '__main__': prepare('dask')\n"
+    (project / "cluster.py").write_text(code)
+    said = run(sys.executable, "cluster.py", cwd=project, env=env)
+    assert "161 images inspected in 3 tasks" in said
+    said = run(sys.executable, "-m", "tasks.ingest", cwd=project, env=env)
+    assert "161 of 161 known by their content" in said
+    assert "decode: 0 done" in said
+    assert (project / "data" / "manifest.parquet").read_bytes() == alone
+
+
+def test_a_runner_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.prepare import prepare
+    from tasks.errors import ParamsError
+
+    monkeypatch.setitem(sys.modules, "prefect_ray", None)
+    with pytest.raises(ParamsError, match="prefect-ray is not installed"):
+        prepare("ray")
+    with pytest.raises(ParamsError, match="allowed: null, dask"):
+        prepare("spark")
