@@ -24,7 +24,7 @@ from flows import commits, pipeline, policy
 from flows.liveness import SERVER_TROUBLE, Reporter, declare_lost, last_report, reporting
 from tasks import errors
 from tasks.errors import ParamsError, RefitError, WorkerLostError
-from tasks.params import Flow
+from tasks.params import Flow, load_params
 
 _SECONDS_BETWEEN_LOOKS = 3.0
 _PENDING_PATIENCE = 10  # a container may be pulled for so many times the silence of a running worker
@@ -43,7 +43,8 @@ def finetune(commit: str) -> None:
         policy.retried(lambda: commits.check_out(commit), logger.warning)
         policy.retried(lambda: pipeline.pull(pipeline.inputs_of("finetune")), logger.warning)
         policy.retried(pipeline.fetch_results, logger.warning)
-        pipeline.reproduce("finetune", _showing_progress(logger.info, reporter))
+        hours = load_params().flow.stage_timeout_hours
+        pipeline.reproduce("finetune", _showing_progress(logger.info, reporter), timeout_seconds=3600 * hours)
         policy.retried(pipeline.push, logger.warning)
 
 
@@ -110,8 +111,9 @@ def _wait(
         except SERVER_TROUBLE as error:
             log(f"the Prefect server does not answer ({type(error).__name__}); waiting for it")
             new_sign, run = object(), None  # silence of the server is not silence of the worker
-        if new_sign != sign:
-            sign, changed = new_sign, now
+        slow = time.monotonic() - now > _SECONDS_BETWEEN_LOOKS  # the server hung, for the worker as well
+        if new_sign != sign or slow:
+            sign, changed = new_sign, time.monotonic()
         if run is not None and run.state is not None:
             if run.state.is_final():
                 return run.state

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -164,7 +165,9 @@ def inputs_of(stage: str) -> list[str]:
     return _ask(find)
 
 
-def reproduce(target: str, log: Callable[[str], None], single_item: bool = True) -> None:
+def reproduce(
+    target: str, log: Callable[[str], None], single_item: bool = True, timeout_seconds: float | None = None
+) -> None:
     """Reproduce one stage (or, not `single_item`, all that leads to it).
 
     What is missing here but known is taken from the remote, if there is one. A lock held by another DVC process is
@@ -172,12 +175,13 @@ def reproduce(target: str, log: Callable[[str], None], single_item: bool = True)
 
     Raises:
         RefitError: of the class that the stage's exit code names, with the stage's own message.
+        WorkspaceError: it took longer than `timeout_seconds`, and was stopped.
     """
     options = [*(["--single-item"] if single_item else []), *(["--pull"] if _has_remote() else [])]
     command = [sys.executable, "-m", "dvc", "repro", *options, target]
     for _ in range(_LOCK_ATTEMPTS):
         lines: list[str] = []
-        status = _run(command, lines, log)
+        status = _run(command, lines, log, timeout_seconds)
         if status == 0:
             return
         if not any(_LOCKED.search(line) for line in lines):
@@ -221,7 +225,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _run(command: list[str], lines: list[str], log: Callable[[str], None]) -> int:
+def _run(command: list[str], lines: list[str], log: Callable[[str], None], timeout_seconds: float | None = None) -> int:
     # DVC starts `python -m tasks…`: the interpreter of this process must be the one that it finds.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with subprocess.Popen(
@@ -234,16 +238,33 @@ def _run(command: list[str], lines: list[str], log: Callable[[str], None]) -> in
         start_new_session=True,
     ) as process:
         assert process.stdout is not None
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            _stop(process)
+
+        clock = threading.Timer(timeout_seconds or threading.TIMEOUT_MAX, expire)
+        clock.daemon = True
+        clock.start()
         try:
             for line in process.stdout:
                 line = line.rstrip()
                 lines.append(line)
                 if line and not _NOISE.match(line):
                     log(line)
-            return process.wait()
+            status = process.wait()
         except BaseException:
             _stop(process)
             raise
+        finally:
+            clock.cancel()
+    if timeout_seconds is not None and expired.is_set():
+        raise WorkspaceError(
+            f"`{' '.join(command[2:])}` was stopped after {timeout_seconds / 3600:g} hours; "
+            "raise `flow.stage_timeout_hours` in params.yaml if it needs longer"
+        )
+    return status
 
 
 def _stop(process: "subprocess.Popen[str]") -> None:

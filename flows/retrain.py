@@ -98,7 +98,8 @@ def run_stage(stage: str) -> State[None]:
         logger.info("unchanged: nothing to do")
         return Completed(name="Unchanged", message="its code, params and inputs are those of the last run")
     try:
-        pipeline.reproduce(stage, logger.info)
+        hours = load_params().flow.stage_timeout_hours
+        pipeline.reproduce(stage, logger.info, timeout_seconds=3600 * hours)
     except DataError as error:
         _tell("refit.data.rejected", str(error))
         if stage == "validate":

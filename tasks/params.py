@@ -170,6 +170,9 @@ class Flow:
             description="Inspect images on a cluster: dask, dask:<address>, ray, ray:<address>. null: on this machine.",
         ),
     ]
+    stage_timeout_hours: Annotated[
+        float, Field(gt=0.0, le=1000.0, description="A stage that takes longer, the training included, is stopped.")
+    ]
     training_deployment: Annotated[
         str | None,
         Field(

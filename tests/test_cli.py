@@ -136,7 +136,7 @@ def test_a_locked_workspace_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> No
         [],
     ]
 
-    def locked_twice(_command: list[str], lines: list[str], _log: object) -> int:
+    def locked_twice(_command: list[str], lines: list[str], *_: object) -> int:
         lines += answers.pop(0)
         return 1 if lines else 0
 
@@ -160,6 +160,11 @@ def test_an_interruption_stops_the_stage_and_its_children(tmp_path: Path) -> Non
         pipeline._run([sys.executable, "-c", code], [], interrupt)
     alive = subprocess.run(["pgrep", "-f", f"touch {marker}"], capture_output=True, check=False)
     assert alive.returncode == 1
+
+
+def test_a_stage_that_takes_too_long_is_stopped() -> None:
+    with pytest.raises(WorkspaceError, match=r"was stopped after .* hours; raise `flow\.stage_timeout_hours`"):
+        pipeline._run([sys.executable, "-c", "import time; time.sleep(60)"], [], print, timeout_seconds=0.5)
 
 
 # A run is a commit

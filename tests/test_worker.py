@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,21 @@ def _family(pid: int) -> list[int]:
     for member in family:
         family += [child for child, parent in parents.items() if parent == member]
     return family
+
+
+@contextmanager
+def stopped_server(team: Team) -> Iterator[None]:
+    """The Prefect server hangs meanwhile."""
+    port = team.env["PREFECT_API_URL"].split(":")[-1].split("/")[0]
+    listed = subprocess.run(["pgrep", "-f", f"server start.*--port {port}"], capture_output=True, text=True, check=True)
+    family = [member for pid in listed.stdout.split() for member in _family(int(pid))]
+    for pid in family:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in family:
+            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -212,8 +228,15 @@ def test_new_data_is_reported_and_trained_on(team: Team, first: dict[str, Any]) 
         draw(5000 + number).save(team.bucket / "cat" / f"new-{number}.png")
     (team.bucket / "dog" / "000.png").unlink()
     shutil.move(team.bucket / "dog" / "001.png", team.bucket / "cat" / "moved.png")
+    trainings = len(team.runs("finetune"))
     run_id = team.begin()
+    team.wait(lambda: team.training(trainings), "the training on new data")
+    with stopped_server(team):
+        time.sleep(
+            SILENCE_SECONDS + 3
+        )  # longer than a worker may be silent: the outage is the server's, not the worker's
     assert team.finish(run_id)["type"] == "COMPLETED", team.logs(run_id)
+    assert len(team.runs("finetune")) == trainings + 1
     artifacts = team.api("artifacts/filter", flow_runs={"id": {"any_": [run_id]}})
     (changes,) = [entry["data"] for entry in artifacts if entry["key"] == "data-changes"]
     assert "122 images (before: 120): 3 added, 1 removed, 1 relabelled" in changes
