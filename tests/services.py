@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -70,7 +71,8 @@ def serve(command: list[str], health: str, cwd: Path, env: dict[str, str]) -> It
                     time.sleep(0.5)
             yield
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it died by itself, which the assertion above tells
+                os.killpg(server.pid, signal.SIGTERM)
             try:
                 server.wait(15)
             except subprocess.TimeoutExpired:
