@@ -21,7 +21,8 @@ Exit codes:
   2  wrong parameter or option      8  file, git or DVC trouble
   3  data not good enough           9  MLflow is down; try again
   4  checkpoint missing or wrong  130  interrupted
-  5  download failed; try again
+  5  download failed; try again    10  evidence missing or damaged
+ 11  refused by the evidence, or somebody else was faster
 """
 
 
@@ -99,8 +100,10 @@ def validate(as_json: bool) -> None:
 @_JSON
 def register(as_json: bool) -> None:
     """Register what is in the workspace, for instance after MLflow could not be reached."""
+    from tasks.compare import compare as compare_with_champion
     from tasks.register import register_candidate
 
+    compare_with_champion()
     registration = register_candidate()
     version = registration.version
     if as_json:

@@ -1,4 +1,4 @@
-"""The retraining flow: validate, fetch, fine-tune, evaluate, register.
+"""The retraining flow: validate, fetch, fine-tune, evaluate, compare, register.
 
     from flows.retrain import retrain
     retrain(commit=True)
@@ -21,6 +21,7 @@ from prefect.states import Completed
 
 from flows import commits, pipeline, policy
 from tasks import paths
+from tasks.compare import compare as compare_with_champion
 from tasks.params import load_params
 from tasks.register import Registration, git_state, register_candidate
 from tasks.reports import evaluation_markdown, validation_markdown
@@ -54,6 +55,7 @@ def retrain(commit: bool = False) -> dict[str, Any]:
     show_evaluation()
     if commit:
         keep(f"Retrain {params.register.model_name}: {_headline()}")
+    compare()
     return register()
 
 
@@ -91,6 +93,22 @@ def register() -> dict[str, Any]:
     for name, address in registration.links.items():
         create_link_artifact(key=f"mlflow-{name}", link=address, link_text=f"MLflow {name}")
     return _summary(registration)
+
+
+@task(
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=len(policy.RETRY_DELAYS_SECONDS),
+    retry_delay_seconds=policy.RETRY_DELAYS_SECONDS,
+    retry_condition_fn=policy.may_help,
+)
+def compare() -> str:
+    """Compare the candidate with the champion; the verdict is for a person, and stops nothing here."""
+    comparison = compare_with_champion()
+    get_run_logger().info("gate: %s: %s", comparison["verdict"], "; ".join(comparison["reasons"]))
+    summary = paths.COMPARISON_SUMMARY.read_text()
+    create_markdown_artifact(summary, key="comparison", description="Candidate and champion")
+    return str(comparison["verdict"])
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

@@ -9,7 +9,9 @@
     ├── TrackingError           7   MLflow refused
     │   └── TrackingUnavailableError
     │                           9   MLflow cannot be reached, or is in trouble; trying again may help
-    └── WorkspaceError          8   a file cannot be written, or git or DVC refused
+    ├── WorkspaceError          8   a file cannot be written, or git or DVC refused
+    └── EvidenceError          10   what a decision must rest on is missing, damaged or of something else
+        └── RefusedError       11   the evidence does not allow the promotion, or somebody was faster
 
 The number is the exit code of the process. `retryable` says whether the same call may succeed later.
 """
@@ -77,6 +79,18 @@ class WorkspaceError(RefitError):
     exit_code = 8
 
 
+class EvidenceError(RefitError):
+    """What a decision must rest on is missing, damaged, or is about something else. Never taken for a pass."""
+
+    exit_code = 10
+
+
+class RefusedError(EvidenceError):
+    """The evidence is there and says no; or the champion was moved by somebody else meanwhile."""
+
+    exit_code = 11
+
+
 ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
     error.exit_code: error
     for error in (
@@ -89,6 +103,8 @@ ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
         TrackingError,
         TrackingUnavailableError,
         WorkspaceError,
+        EvidenceError,
+        RefusedError,
     )
 }
 

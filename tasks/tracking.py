@@ -1,30 +1,35 @@
-"""MLflow as Refit uses it: runs, models, versions, aliases. The only importer of mlflow (with tasks/serving.py).
+"""MLflow as Refit uses it: runs, models, versions, aliases. The importer of mlflow
+(with tasks/releases.py and tasks/access.py for reviewers, tasks/serving.py and tasks/probe_child.py in the model).
 
 Every call may be repeated: what exists already is found by its content digest and taken up where it was left.
 Every failure becomes a TrackingError that says where and why; TrackingUnavailableError where trying again may help.
 """
 
-import functools
+import hashlib
 import logging
 import os
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from tasks.dataset import as_dataset
 from tasks.errors import TrackingError, TrackingUnavailableError
 from tasks.params import Register
+from tasks.publish import sha256_of_file
+from tasks.records import CONTENT_TAG, Record, Version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CONTENT_TAG = "refit.content_digest"
-CANDIDATE, CHAMPION = "candidate", "champion"
+EVIDENCE_TAG = "refit.evidence"
+COMPARISON_TAG = "refit.comparison"
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
 _MODEL_TAG = "refit.model_uri"
 _MODEL_PACKAGES = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "pydantic", "safetensors")
@@ -39,40 +44,6 @@ _SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Version:
-    """A registered model version, as far as a person or a script wants to know."""
-
-    model_name: str
-    version: str
-    run_id: str
-    tags: Mapping[str, str]
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def uri(self) -> str:
-        return f"models:/{self.model_name}/{self.version}"
-
-
-@dataclass(frozen=True)
-class Record:
-    """All that a run leaves in MLflow."""
-
-    name: str
-    content_digest: str
-    params: Mapping[str, str]
-    tags: Mapping[str, str]
-    history: Sequence[Mapping[str, float]]  # rows with `epoch` and measures
-    metrics: Mapping[str, float]
-    files: Mapping[str, Sequence[Path]]  # artifact folder -> files
-    texts: Mapping[str, str]  # artifact path -> content
-    weights: Path
-    card: Path
-    example_image: Any  # an encoded image, as bytes
-    dataset: Mapping[str, str]  # name, digest, source
-    description: str
-
-
 def tracking_uri(settings: Register) -> str:
     """Where MLflow is: MLFLOW_TRACKING_URI from the environment, else params.yaml."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
@@ -81,33 +52,100 @@ def tracking_uri(settings: Register) -> str:
     return uri if relative == uri or relative.startswith("/") else f"sqlite:///{Path(relative).absolute()}"
 
 
-def register(record: Record, settings: Register) -> tuple[Version, bool]:
-    """Log a run and register its model under the alias `candidate`; give the version and whether it is new.
+def environment(settings: Register) -> dict[str, str]:
+    """What a process needs to reach the same MLflow in the same way."""
+    return {**_SETTINGS, "MLFLOW_TRACKING_URI": tracking_uri(settings)}
 
-    The same content gives the same version. A registration that was interrupted is completed.
+
+def candidates(settings: Register) -> str:
+    """The registered model that the pipeline writes. `model_name` itself belongs to the reviewers."""
+    return f"{settings.model_name}-candidates"
+
+
+def model_of_alias(settings: Register, alias: str) -> str:
+    """Which of the two registered models carries an alias."""
+    return candidates(settings) if alias == CANDIDATE else settings.model_name
+
+
+def register(
+    record: Record, settings: Register, prove: Callable[[str, Mapping[str, str]], bytes]
+) -> tuple[Version, bool]:
+    """Log a run and register its model as a candidate; give the version and whether it is new.
+
+    The same content gives the same version. A registration that was interrupted is completed, and one whose
+    comparison is with another champion than the present gets new evidence.
+
+    Args:
+        record: what to log.
+        settings: where.
+        prove: called with the address of the logged model and the SHA-256 of each file that came back from MLflow;
+            gives the evidence. Without it there is no version.
     """
-    with _client(settings) as client:
-        found = _find_version(client, settings.model_name, record.content_digest)
+    name = candidates(settings)
+    with connected(settings) as client:
+        found = _find_version(client, name, record.content_digest)
         is_new = found is None
         if found is None:
-            run_id = _log_run(client, record, settings)
-            found = _create_version(client, record, settings, run_id)
-        aliased = _alias(client, settings.model_name, CANDIDATE)
+            run_id, model_uri = _log_run(client, record, settings)
+            evidence = _log_evidence(client, run_id, prove(model_uri, stored_files(model_uri)))
+            found = _create_version(client, record, name, run_id, model_uri, evidence)
+        elif found.tags.get(COMPARISON_TAG) != record.comparison_digest:
+            _renew_evidence(client, record, found, prove)
+        aliased = _alias(client, name, CANDIDATE)
         if aliased is None or aliased.version != found.version:
-            client.set_registered_model_alias(settings.model_name, CANDIDATE, found.version)
-        return _as_version(client.get_model_version(settings.model_name, found.version)), is_new
+            client.set_registered_model_alias(name, CANDIDATE, found.version)
+        return as_version(client.get_model_version(name, found.version)), is_new
 
 
 def version_with_alias(settings: Register, alias: str) -> Version | None:
     """The version that an alias points at; None only if the registry answers that there is none."""
-    with _client(settings) as client:
-        found = _alias(client, settings.model_name, alias)
-        return None if found is None else _as_version(found)
+    with connected(settings) as client:
+        found = _alias(client, model_of_alias(settings, alias), alias)
+        return None if found is None else as_version(found)
+
+
+def version(settings: Register, name: str, number: str) -> Version:
+    """One version by its number.
+
+    Raises:
+        TrackingError: there is none.
+    """
+    with connected(settings) as client:
+        return as_version(client.get_model_version(name, number))
+
+
+def stored_files(uri: str) -> dict[str, str]:
+    """SHA-256 by path of each file of a model, as MLflow gives them back. (Inside `connected`.)"""
+    with tempfile.TemporaryDirectory(prefix="refit-model-") as folder:
+        return digests(download(uri, Path(folder)))
+
+
+def download(uri: str, folder: Path) -> Path:
+    """A model's or a run's files, or one of them, into `folder`; gives where they lie. (Inside `connected`.)"""
+    import mlflow
+
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 by path of each file below a folder. What MLflow adds beside a download is not the model's."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): sha256_of_file(path)
+        for path in files
+        if path.name != "registered_model_meta"
+    }
+
+
+def read_file(settings: Register, uri: str) -> bytes:
+    """One file of a run (`runs:/…/path`) or of a model (`models:/…/path`)."""
+    with connected(settings), tempfile.TemporaryDirectory(prefix="refit-file-") as folder:
+        return download(uri, Path(folder)).read_bytes()
 
 
 def run_metrics(settings: Register, run_id: str) -> dict[str, float]:
     """The last value of each metric of a run."""
-    with _client(settings) as client:
+    with connected(settings) as client:
         return dict(client.get_run(run_id).data.metrics)
 
 
@@ -116,7 +154,7 @@ def links(settings: Register, version: Version) -> dict[str, str]:
     address = tracking_uri(settings).rstrip("/")
     if not address.startswith("http"):
         return {}
-    with _client(settings) as client:
+    with connected(settings) as client:
         experiment_id = client.get_run(version.run_id).info.experiment_id
     return {
         "run": f"{address}/#/experiments/{experiment_id}/runs/{version.run_id}",
@@ -128,12 +166,12 @@ def load_model(uri: str, settings: Register) -> Callable[[Any], Any]:
     """The `predict` of a model in the registry; takes {"image": [...]} and gives a table."""
     import mlflow
 
-    with _client(settings):
+    with connected(settings):
         return mlflow.pyfunc.load_model(uri).predict
 
 
 @contextmanager
-def _client(settings: Register) -> Iterator["MlflowClient"]:
+def connected(settings: Register) -> Iterator["MlflowClient"]:
     """A client whose failures are TrackingErrors."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -191,8 +229,8 @@ def _alias(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | Non
         raise
 
 
-def _log_run(client: "MlflowClient", record: Record, settings: Register) -> str:
-    """Create the run, or go on with the one that an earlier attempt began; give its id."""
+def _log_run(client: "MlflowClient", record: Record, settings: Register) -> tuple[str, str]:
+    """Create the run, or go on with the one that an earlier attempt began; give its id and the model's address."""
     import mlflow
 
     mlflow.set_experiment(settings.experiment)
@@ -204,16 +242,39 @@ def _log_run(client: "MlflowClient", record: Record, settings: Register) -> str:
         run = mlflow.active_run()
         mlflow.set_tags({CONTENT_TAG: record.content_digest, **record.tags})
         mlflow.log_params(dict(record.params))
-        mlflow.log_input(_dataset(record.dataset), context="training")
+        mlflow.log_input(as_dataset(record.dataset), context="training")
         _log_metrics(client, run.info.run_id, run.info.start_time, record)
         for folder, files in record.files.items():
             for file in files:
                 mlflow.log_artifact(str(file), folder or None)
         for path, text in record.texts.items():
             mlflow.log_text(text, path)
-        if _MODEL_TAG not in run.data.tags:
-            mlflow.set_tag(_MODEL_TAG, _log_model(record))
-        return str(run.info.run_id)
+        model_uri = run.data.tags.get(_MODEL_TAG)
+        if model_uri is None:
+            model_uri = _log_model(record)
+            mlflow.set_tag(_MODEL_TAG, model_uri)
+        return str(run.info.run_id), str(model_uri)
+
+
+def _log_evidence(client: "MlflowClient", run_id: str, evidence: bytes) -> str:
+    """Log the bundle under the name of its digest; give the digest."""
+    digest = hashlib.sha256(evidence).hexdigest()
+    client.log_text(run_id, evidence.decode(), f"evidence/{digest}.json")
+    return digest
+
+
+def _renew_evidence(
+    client: "MlflowClient", record: Record, found: "ModelVersion", prove: Callable[[str, Mapping[str, str]], bytes]
+) -> None:
+    """The same content against another champion: new files beside the old ones, then the tags that name them."""
+    for folder, files in record.files.items():
+        for file in files:
+            client.log_artifact(found.run_id, str(file), folder or None)
+    model_uri = client.get_run(found.run_id).data.tags[_MODEL_TAG]
+    evidence = _log_evidence(client, found.run_id, prove(model_uri, stored_files(model_uri)))
+    client.update_model_version(found.name, found.version, record.description)
+    for name, value in {**record.verdict, EVIDENCE_TAG: evidence, COMPARISON_TAG: record.comparison_digest}.items():
+        client.set_model_version_tag(found.name, found.version, name, value)
 
 
 def _log_metrics(client: "MlflowClient", run_id: str, start_time: int, record: Record) -> None:
@@ -255,67 +316,43 @@ def _log_model(record: Record) -> str:
     return str(info.model_uri)
 
 
-def _create_version(client: "MlflowClient", record: Record, settings: Register, run_id: str) -> "ModelVersion":
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(settings.model_name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    source = client.get_run(run_id).data.tags[_MODEL_TAG]
+def _create_version(
+    client: "MlflowClient", record: Record, name: str, run_id: str, model_uri: str, evidence: str
+) -> "ModelVersion":
+    create_model(client, name)
     return client.create_model_version(
-        settings.model_name,
-        source=source,
-        model_id=source.removeprefix("models:/"),  # a server refuses the source without it
+        name,
+        source=model_uri,
+        model_id=model_uri.removeprefix("models:/"),  # a server refuses the source without it
         run_id=run_id,
-        tags={CONTENT_TAG: record.content_digest, **record.tags},
+        tags={
+            CONTENT_TAG: record.content_digest,
+            EVIDENCE_TAG: evidence,
+            COMPARISON_TAG: record.comparison_digest,
+            **record.verdict,
+            **record.tags,
+        },
         description=record.description,
     )
 
 
-def _as_version(found: "ModelVersion") -> Version:
-    return Version(found.name, str(found.version), found.run_id, dict(found.tags), tuple(found.aliases))
+def create_model(client: "MlflowClient", name: str) -> None:
+    """A registered model, unless there is one."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_ALREADY_EXISTS":
+            return
+        # A server with accounts answers an account that may write the model, but did not make it, with a refusal.
+        if error.error_code != "PERMISSION_DENIED":
+            raise
+        client.get_registered_model(name)
 
 
-def _dataset(dataset: Mapping[str, str]) -> Any:
-    from mlflow.data.meta_dataset import MetaDataset
-
-    # MLflow keeps at most 36 characters of a digest; the whole of it is in the tag refit.data_digest.
-    return MetaDataset(_dataset_source_type()(dataset["source"]), dataset["name"], dataset["digest"][:36])
-
-
-@functools.cache
-def _dataset_source_type() -> Any:
-    """A class made here, since its base class cannot be named before mlflow is imported."""
-    from mlflow.data.dataset_source import DatasetSource
-
-    class DvcSource(DatasetSource):  # type: ignore[misc]
-        """Data tracked by DVC: `data.source` of params.yaml."""
-
-        def __init__(self, path: str) -> None:
-            self.path = path
-
-        @staticmethod
-        def _get_source_type() -> str:
-            return "dvc"
-
-        def load(self) -> str:
-            return self.path
-
-        @staticmethod
-        def _can_resolve(_raw_source: Any) -> bool:
-            return False
-
-        @classmethod
-        def _resolve(cls, raw_source: Any) -> "DvcSource":
-            return cls(raw_source)
-
-        def to_dict(self) -> dict[str, Any]:
-            return {"path": self.path}
-
-        @classmethod
-        def from_dict(cls, source_dict: dict[str, Any]) -> "DvcSource":
-            return cls(source_dict["path"])
-
-    return DvcSource
+def as_version(found: "ModelVersion") -> Version:
+    """What Refit wants to know of MLflow's own object."""
+    return Version(
+        found.name, str(found.version), found.run_id or "", dict(found.tags), tuple(found.aliases), found.source or ""
+    )

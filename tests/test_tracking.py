@@ -12,34 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import evaluate, fetch, finetune, ingest, paths, tracking, validate
+from tasks import compare, paths, probe, tracking
 from tasks.errors import TrackingError, TrackingUnavailableError, WorkspaceError
 from tasks.params import Params, load_params
 from tasks.register import register_candidate
-
-from .conftest import ROOT, change_params, write_image_folder
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which all stages have run, with two classes of tiny pictures."""
-    folder = tmp_path_factory.mktemp("finished")
-    shutil.copy(ROOT / "params.yaml", folder)
-    write_image_folder(folder / "data" / "images", per_class=40)
-    changes = {
-        "data.source": "data/images", "checkpoint.uri": "scratch", "checkpoint.sha256": None,
-        "finetune.image_size": 32, "finetune.epochs": 1, "evaluate.bootstrap_samples": 100,
-        "validate.min_images_per_class.val": 1, "register.model_name": "pets",
-    }  # fmt: skip
-    change_params(folder / "params.yaml", changes)
-    shutil.copy(ROOT / "dvc.yaml", folder)
-    (folder / "dvc.lock").write_text("schema: '2.0'\n")
-    before = Path.cwd()
-    os.chdir(folder)
-    for stage in (ingest, validate, fetch, finetune, evaluate):
-        stage.main()
-    os.chdir(before)
-    return folder
 
 
 @pytest.fixture
@@ -50,6 +26,12 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(folder)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     return folder
+
+
+@pytest.fixture
+def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the clean process of the serving check, for tests of something else: it takes seconds."""
+    monkeypatch.setattr(probe, "serving_check", lambda *_arguments: {"labels_equal": True})
 
 
 def client() -> Any:
@@ -63,7 +45,7 @@ def test_a_candidate_carries_its_whole_story(project: Path) -> None:
     registration = register_candidate({"prefect.flow_run_id": "some-flow-run"})
     version = registration.version
     assert registration.is_new
-    assert (version.model_name, version.version, version.aliases) == ("pets", "1", ("candidate",))
+    assert (version.model_name, version.version, version.aliases) == ("pets-candidates", "1", ("candidate",))
     card = json.loads(paths.MODEL_CARD.read_text())
     summary = json.loads(paths.VALIDATION_SUMMARY.read_text())
     assert version.tags["refit.weights_sha256"] == card["weights_sha256"]
@@ -85,6 +67,7 @@ def test_a_candidate_carries_its_whole_story(project: Path) -> None:
     assert {"reports/evaluation.html", "lineage/dvc.lock", "lineage/packages.txt", "plots/history.csv"} <= artifacts
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_the_same_content_is_the_same_version(project: Path) -> None:
     first, second = register_candidate(), register_candidate()
     assert first.version == second.version
@@ -92,20 +75,26 @@ def test_the_same_content_is_the_same_version(project: Path) -> None:
     assert len(client().search_runs([e.experiment_id for e in client().search_experiments()])) == 1
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_other_content_is_another_version_and_takes_the_alias(project: Path) -> None:
     register_candidate()
     evaluation = json.loads(paths.EVALUATION.read_text())
     evaluation["overall"]["accuracy"]["value"] = 0.123
     paths.EVALUATION.write_text(json.dumps(evaluation))
+    compare.compare()
     second = register_candidate().version
     assert (second.version, second.aliases) == ("2", ("candidate",))
-    assert client().get_model_version("pets", "1").aliases == []
+    assert client().get_model_version("pets-candidates", "1").aliases == []
     assert register_candidate().version.version == "2"
 
 
-CALLS = ["_log_metrics", "_log_model", "_create_version", "set_registered_model_alias", "create_model_version"]
+CALLS = [
+    "_log_metrics", "_log_model", "stored_files", "_log_evidence", "_create_version", "set_registered_model_alias",
+    "create_model_version",
+]  # fmt: skip
 
 
+@pytest.mark.usefixtures("no_probe")
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("took_effect", [False, True])
 def test_an_interrupted_registration_is_completed_not_doubled(
@@ -130,11 +119,12 @@ def test_an_interrupted_registration_is_completed_not_doubled(
     version = register_candidate().version
     assert version.aliases == ("candidate",)
     assert version.version == "1"
-    assert len(client().search_model_versions("name='pets'")) == 1
+    assert len(client().search_model_versions("name='pets-candidates'")) == 1
     runs = client().search_runs([e.experiment_id for e in client().search_experiments()])
     assert [run.info.status for run in runs] == ["FINISHED"]
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_a_server_that_cannot_be_reached_loses_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in (paths.MODEL_WEIGHTS, paths.MODEL_CARD, paths.EVALUATION)}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@127.0.0.1:9")
@@ -149,6 +139,7 @@ def test_a_server_that_cannot_be_reached_loses_nothing(project: Path, monkeypatc
     assert register_candidate().version.version == "1"
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_no_answer_is_not_the_answer_that_there_is_none(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_params().register
     assert tracking.version_with_alias(settings, "champion") is None, "no such model"
@@ -167,6 +158,7 @@ def test_with_nothing_trained_there_is_nothing_to_register(project: Path) -> Non
         register_candidate()
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_uncommitted_changes_are_kept_with_the_run(project: Path) -> None:
     def git(*arguments: str) -> None:
         identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
@@ -190,7 +182,7 @@ import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]  # not this project
 import mlflow, numpy as np, pandas as pd
 mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model("models:/pets@candidate")
+model = mlflow.pyfunc.load_model("models:/pets-candidates@candidate")
 png = open(sys.argv[2], "rb").read()
 from PIL import Image
 pixels = np.asarray(Image.open(sys.argv[2]))
@@ -226,10 +218,11 @@ def test_anybody_can_load_the_model_without_this_project(project: Path, tmp_path
     assert "/artifacts/code/" in code_file
     here = predict_files([picture], None)[0]
     assert (here["label"], here["probability"]) == (label, pytest.approx(float(probability)))
-    from_registry = predict_files([picture], "models:/pets@candidate")[0]
+    from_registry = predict_files([picture], "models:/pets-candidates@candidate")[0]
     assert from_registry["probabilities"] == pytest.approx(here["probabilities"])
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_no_pickle_is_stored(project: Path) -> None:
     register_candidate()
     stored = [file for file in (project / "mlruns").rglob("*") if file.is_file()]
