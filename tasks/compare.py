@@ -12,7 +12,6 @@ their digests; `overall` and `per_class` for both; `costs`; `changes` in data an
 """
 
 import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks import gate, metrics, paths, probe, tracking
+from tasks import gate, metrics, paths, probe, tracking, versions
 from tasks.decision import comparison_markdown, comparison_page
 from tasks.decision.changes import data_changes, disagreements, params_changes
-from tasks.errors import EvidenceError, WorkspaceError, run_stage
+from tasks.errors import EvidenceError, TrackingError, WorkspaceError, run_stage
 from tasks.gate import Decision, Side
 from tasks.metrics import Scored
 from tasks.params import Params, as_dict, load_params
@@ -138,13 +137,12 @@ def _groups(test: pd.DataFrame, accepted: pd.DataFrame, classes: list[str], para
 def _history_of(params: Params, champion: Version) -> dict[str, Any]:
     """What the champion was made of, from the copy in its own release."""
 
-    def read(name: str) -> bytes:
-        return tracking.read_file(params.register, f"{champion.source}/refit/{name}")
-
     try:
-        evidence = json.loads(read("evidence.json"))
-        return {"params": evidence["params"], "images": pd.read_csv(io.BytesIO(read("images.csv")), dtype=str)}
-    except (KeyError, ValueError):
+        bundle = versions.bundle_of(champion, params.register)
+        return {"params": bundle["params"], "images": versions.images_of(champion, bundle, params.register)}
+    except TrackingError as error:
+        if error.retryable:
+            raise
         raise EvidenceError(f"{champion.uri} has no readable evidence; it was not promoted by Refit") from None
 
 

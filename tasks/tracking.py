@@ -178,6 +178,7 @@ def connected(settings: Register) -> Iterator["MlflowClient"]:
     warnings.filterwarnings("ignore", module=r"mlflow\..*")
     import mlflow
     from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
 
     uri = tracking_uri(settings)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -185,15 +186,25 @@ def connected(settings: Register) -> Iterator["MlflowClient"]:
     try:
         mlflow.set_tracking_uri(uri)
         yield mlflow.MlflowClient()
-    except MlflowException as error:
-        # Not chained: MLflow's own message may hold the password of the address.
-        address, reason = (_without_password(text, uri) for text in (uri, _reason(error)))
-        if error.get_http_status_code() < 500 and error.error_code != "REQUEST_LIMIT_EXCEEDED":
-            raise TrackingError(f"MLflow at {address} refused: {reason}") from None
-        raise TrackingUnavailableError(
-            f"MLflow at {address} failed: {reason}. Nothing that was trained is lost: it is in models/, and "
-            "`refit register` completes the registration once the server answers"
-        ) from None
+    except (MlflowException, RequestException) as error:
+        raise _translated(error, uri) from None  # not chained: its message may hold the password of the address
+
+
+def _translated(error: Exception, uri: str) -> TrackingError:
+    from mlflow.exceptions import MlflowException
+
+    address, reason = (_without_password(text, uri) for text in (uri, _reason(error)))
+    if isinstance(error, MlflowException):
+        is_refusal = error.get_http_status_code() < 500 and error.error_code != "REQUEST_LIMIT_EXCEEDED"
+    else:  # files travel past MLflow's own error handling
+        response = getattr(error, "response", None)
+        is_refusal = response is not None and response.status_code < 500
+    if is_refusal:
+        return TrackingError(f"MLflow at {address} refused: {reason}")
+    return TrackingUnavailableError(
+        f"MLflow at {address} failed: {reason}. Nothing that was trained is lost: it is in models/, and "
+        "`refit register` completes the registration once the server answers"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -126,3 +126,36 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mlflow.db").unlink()
     os.chdir(before)
     return folder
+
+
+@pytest.fixture
+def trained(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `finished`, with a registry of its own, and the current folder while the test runs."""
+    folder = tmp_path / "project"
+    shutil.copytree(finished, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    return folder
+
+
+@pytest.fixture
+def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the clean process of the serving check, for tests of something else: it takes seconds."""
+    from tasks import probe
+
+    monkeypatch.setattr(probe, "serving_check", lambda *_arguments: {"labels_equal": True})
+
+
+@pytest.fixture
+def no_processes(no_probe: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model answers like the one in models/, in this process."""
+    from tasks import paths, probe
+
+    def ask(_uri: str | None, images: list[Path], *_rest: Any) -> probe.Answer:
+        from tasks.classifier import Classifier
+
+        classifier = Classifier.load(paths.MODEL_WEIGHTS, paths.MODEL_CARD)
+        probabilities = classifier.predict([image.read_bytes() for image in images])
+        return probe.Answer(tuple(classifier.classes), probabilities, 5.0, 1.0, 100.0, {})
+
+    monkeypatch.setattr(probe, "ask", ask)

@@ -15,20 +15,27 @@ from tasks.paths import STAGE_OUTPUTS
 from .conftest import ROOT
 
 STAGES = tuple(STAGE_OUTPUTS)
-EFFECTS = ("compare", "register", "predict")
+EFFECTS = ("compare", "register", "promote", "predict")
 GROUND = {"errors", "params", "paths", "progress", "publish"}
 """What every file may use. Not among a stage's `deps`: it moves bytes, it does not make results."""
 
 OWNERS = {
     "prefect": {"flows.retrain", "flows.policy"},
     "dvc": {"flows.pipeline"},
-    "mlflow": {"tasks.tracking", "tasks.dataset", "tasks.serving", "tasks.probe_child"},
+    "mlflow": {
+        "tasks.tracking",
+        "tasks.dataset",
+        "tasks.serving",
+        "tasks.probe_child",
+        "tasks.releases",
+        "tasks.access",
+    },
     "pandera": {"tasks.validate"},
     "torchvision": {"tasks.modality.image", "tasks.reproducibility"},
     "ruamel": {"tasks.params"},
     "httpx": {"tasks.download"},
     "jinja2": {"tasks.reports"},
-    "click": {"flows.cli"},
+    "click": {"flows.cli", "flows.decide", "flows.printing"},
     "sklearn": {"tasks.sample"},
 }
 

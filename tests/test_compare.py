@@ -19,9 +19,7 @@ from tasks.publish import sha256_of_file
 from tasks.register import register_candidate
 
 from .conftest import change_params
-from .test_tracking import client, no_probe, project
-
-__all__ = ["no_probe", "project"]  # fixtures
+from .test_tracking import client
 
 
 def stored_evidence(version: Any) -> dict[str, Any]:
@@ -30,7 +28,7 @@ def stored_evidence(version: Any) -> dict[str, Any]:
     return evidence.opened(data, digest, version.uri)
 
 
-def test_the_bundle_names_everything_a_decision_rests_on(project: Path) -> None:
+def test_the_bundle_names_everything_a_decision_rests_on(trained: Path) -> None:
     version = register_candidate().version
     content = stored_evidence(version)
     card = json.loads(paths.MODEL_CARD.read_text())
@@ -53,17 +51,17 @@ def test_the_bundle_names_everything_a_decision_rests_on(project: Path) -> None:
     assert check["milliseconds_per_image"] > 0
     assert check["peak_megabytes"] > 50
     assert "/artifacts/code/tasks/" in check["versions"]["code"] or "/code/tasks/" in check["versions"]["code"]
-    assert str(project) not in json.dumps(content["params"])
+    assert str(trained) not in json.dumps(content["params"])
 
 
-def test_without_a_comparison_nothing_is_registered(project: Path) -> None:
+def test_without_a_comparison_nothing_is_registered(trained: Path) -> None:
     paths.COMPARISON.unlink()
     with pytest.raises(EvidenceError, match=r"no registration without evidence: reports/comparison\.json is missing"):
         register_candidate()
     assert client().search_registered_models() == []
 
 
-def test_a_comparison_of_other_weights_is_no_evidence(project: Path) -> None:
+def test_a_comparison_of_other_weights_is_no_evidence(trained: Path) -> None:
     card = json.loads(paths.MODEL_CARD.read_text())
     paths.MODEL_CARD.write_text(json.dumps(card | {"weights_sha256": "0" * 64}))
     with pytest.raises(EvidenceError, match="about another model"):
@@ -71,7 +69,7 @@ def test_a_comparison_of_other_weights_is_no_evidence(project: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_a_model_that_comes_back_changed_is_not_registered(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_comes_back_changed_is_not_registered(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = tracking.stored_files
 
     def damaged(uri: str) -> dict[str, str]:
@@ -83,7 +81,7 @@ def test_a_model_that_comes_back_changed_is_not_registered(project: Path, monkey
     assert client().search_registered_models() == []
 
 
-def test_a_model_that_answers_otherwise_is_not_registered(project: Path) -> None:
+def test_a_model_that_answers_otherwise_is_not_registered(trained: Path) -> None:
     golden = json.loads(paths.GOLDEN.read_text())
     golden["images"][0]["probabilities"] = golden["images"][0]["probabilities"][::-1]
     paths.GOLDEN.write_text(json.dumps(golden))
@@ -92,7 +90,7 @@ def test_a_model_that_answers_otherwise_is_not_registered(project: Path) -> None
     assert client().search_registered_models() == []
 
 
-def test_a_model_that_does_not_load_is_an_error(project: Path) -> None:
+def test_a_model_that_does_not_load_is_an_error(trained: Path) -> None:
     with pytest.raises(EvidenceError, match="models:/nobody/1 cannot be used: "):
         probe.ask("models:/nobody/1", [], tracking.environment(load_params().register), 1)
 
@@ -118,7 +116,7 @@ def test_a_bundle_that_is_not_whole_is_refused(damage: str) -> None:
         evidence.opened(data + b" " if damage == "bytes" else data, digest, "x")
 
 
-def test_predictions_of_other_images_are_no_evidence(project: Path) -> None:
+def test_predictions_of_other_images_are_no_evidence(trained: Path) -> None:
     predictions = pd.read_parquet(paths.PREDICTIONS)
     predictions.iloc[1:].to_parquet(paths.PREDICTIONS)
     with pytest.raises(EvidenceError, match="is not about the test images"):
@@ -128,7 +126,7 @@ def test_predictions_of_other_images_are_no_evidence(project: Path) -> None:
         compare()
 
 
-def test_a_test_image_that_changed_since_is_no_evidence(project: Path) -> None:
+def test_a_test_image_that_changed_since_is_no_evidence(trained: Path) -> None:
     path = Path(pd.read_parquet(paths.PREDICTIONS)["path"].iloc[-1])
     shutil.copy(next(other for other in path.parent.glob("*.png") if other.name != path.name), path)
     with pytest.raises(EvidenceError, match="was changed after it was validated"):
@@ -136,7 +134,7 @@ def test_a_test_image_that_changed_since_is_no_evidence(project: Path) -> None:
 
 
 def test_a_registry_that_is_down_is_not_a_registry_without_champion(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tasks.errors import TrackingUnavailableError
 
@@ -149,9 +147,9 @@ def test_a_registry_that_is_down_is_not_a_registry_without_champion(
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_new_settings_of_the_gate_renew_the_evidence_of_the_same_version(project: Path) -> None:
+def test_new_settings_of_the_gate_renew_the_evidence_of_the_same_version(trained: Path) -> None:
     first = register_candidate().version
-    change_params(project / "params.yaml", {"gate.min_accuracy": 0.99})
+    change_params(trained / "params.yaml", {"gate.min_accuracy": 0.99})
     with pytest.raises(EvidenceError, match="other settings"):
         register_candidate()
     compare()
@@ -185,7 +183,7 @@ def test_what_changed_in_the_settings() -> None:
     }
 
 
-def test_images_are_kept_for_the_next_comparison(project: Path) -> None:
+def test_images_are_kept_for_the_next_comparison(trained: Path) -> None:
     kept = pd.read_csv(io.StringIO(paths.IMAGES.read_text()), dtype=str)
     accepted = pd.read_parquet(paths.ACCEPTED)
     assert changes.data_changes(kept, accepted)["added"]["count"] == 0
@@ -195,7 +193,7 @@ def test_images_are_kept_for_the_next_comparison(project: Path) -> None:
     assert np.array([image["probabilities"] for image in golden["images"]]).sum(axis=1) == pytest.approx(1)
 
 
-def test_the_summary_says_the_verdict_first(project: Path) -> None:
+def test_the_summary_says_the_verdict_first(trained: Path) -> None:
     comparison = json.loads(paths.COMPARISON.read_text())
     text = comparison_markdown(comparison, "pets")
     assert text.startswith("## The candidate ")

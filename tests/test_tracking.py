@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,26 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import compare, paths, probe, tracking
+from tasks import compare, paths, tracking
 from tasks.errors import TrackingError, TrackingUnavailableError, WorkspaceError
 from tasks.params import Params, load_params
 from tasks.register import register_candidate
-
-
-@pytest.fixture
-def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, with a registry of its own."""
-    folder = tmp_path / "project"
-    shutil.copytree(finished, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    return folder
-
-
-@pytest.fixture
-def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the clean process of the serving check, for tests of something else: it takes seconds."""
-    monkeypatch.setattr(probe, "serving_check", lambda *_arguments: {"labels_equal": True})
 
 
 def client() -> Any:
@@ -41,7 +24,7 @@ def client() -> Any:
     return mlflow.MlflowClient()
 
 
-def test_a_candidate_carries_its_whole_story(project: Path) -> None:
+def test_a_candidate_carries_its_whole_story(trained: Path) -> None:
     registration = register_candidate({"prefect.flow_run_id": "some-flow-run"})
     version = registration.version
     assert registration.is_new
@@ -68,7 +51,7 @@ def test_a_candidate_carries_its_whole_story(project: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_the_same_content_is_the_same_version(project: Path) -> None:
+def test_the_same_content_is_the_same_version(trained: Path) -> None:
     first, second = register_candidate(), register_candidate()
     assert first.version == second.version
     assert (first.is_new, second.is_new) == (True, False)
@@ -76,7 +59,7 @@ def test_the_same_content_is_the_same_version(project: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_other_content_is_another_version_and_takes_the_alias(project: Path) -> None:
+def test_other_content_is_another_version_and_takes_the_alias(trained: Path) -> None:
     register_candidate()
     evaluation = json.loads(paths.EVALUATION.read_text())
     evaluation["overall"]["accuracy"]["value"] = 0.123
@@ -98,7 +81,7 @@ CALLS = [
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("took_effect", [False, True])
 def test_an_interrupted_registration_is_completed_not_doubled(
-    project: Path, call: str, took_effect: bool, monkeypatch: pytest.MonkeyPatch
+    trained: Path, call: str, took_effect: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call fails, or takes effect while its reply is lost; then the registration is repeated."""
     from mlflow import MlflowClient
@@ -125,7 +108,7 @@ def test_an_interrupted_registration_is_completed_not_doubled(
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_a_server_that_cannot_be_reached_loses_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_cannot_be_reached_loses_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in (paths.MODEL_WEIGHTS, paths.MODEL_CARD, paths.EVALUATION)}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -140,7 +123,7 @@ def test_a_server_that_cannot_be_reached_loses_nothing(project: Path, monkeypatc
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_no_answer_is_not_the_answer_that_there_is_none(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_answer_is_not_the_answer_that_there_is_none(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_params().register
     assert tracking.version_with_alias(settings, "champion") is None, "no such model"
     register_candidate()
@@ -152,14 +135,14 @@ def test_no_answer_is_not_the_answer_that_there_is_none(project: Path, monkeypat
         tracking.version_with_alias(settings, "champion")
 
 
-def test_with_nothing_trained_there_is_nothing_to_register(project: Path) -> None:
+def test_with_nothing_trained_there_is_nothing_to_register(trained: Path) -> None:
     paths.MODEL_WEIGHTS.unlink()
     with pytest.raises(WorkspaceError, match=r"models/model\.safetensors missing; run `dvc repro`"):
         register_candidate()
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_uncommitted_changes_are_kept_with_the_run(project: Path) -> None:
+def test_uncommitted_changes_are_kept_with_the_run(trained: Path) -> None:
     def git(*arguments: str) -> None:
         identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
         subprocess.run(["git", *identity, *arguments], check=True, capture_output=True)
@@ -167,7 +150,7 @@ def test_uncommitted_changes_are_kept_with_the_run(project: Path) -> None:
     git("init")
     git("add", "params.yaml")
     git("commit", "-m", "x")
-    with (project / "params.yaml").open("a") as file:
+    with (trained / "params.yaml").open("a") as file:
         file.write("# a change\n")
     version = register_candidate().version
     assert len(version.tags["refit.git_commit"]) == 40
@@ -196,17 +179,17 @@ print(tasks.__file__, model.predict({"image": [png]})["label"][0], float(table["
 """
 
 
-def test_anybody_can_load_the_model_without_this_project(project: Path, tmp_path: Path) -> None:
+def test_anybody_can_load_the_model_without_this_project(trained: Path, tmp_path: Path) -> None:
     from tasks.predict import predict_files
 
     register_candidate()
-    picture = next((project / "data/images/cat").glob("*.png"))
+    picture = next((trained / "data/images/cat").glob("*.png"))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     code = elsewhere / "use.py"
     code.write_text(USER_OF_THE_MODEL)
     user = subprocess.run(
-        [sys.executable, str(code), f"sqlite:///{project}/mlflow.db", str(picture)],
+        [sys.executable, str(code), f"sqlite:///{trained}/mlflow.db", str(picture)],
         cwd=elsewhere,
         capture_output=True,
         text=True,
@@ -223,9 +206,9 @@ def test_anybody_can_load_the_model_without_this_project(project: Path, tmp_path
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_no_pickle_is_stored(project: Path) -> None:
+def test_no_pickle_is_stored(trained: Path) -> None:
     register_candidate()
-    stored = [file for file in (project / "mlruns").rglob("*") if file.is_file()]
+    stored = [file for file in (trained / "mlruns").rglob("*") if file.is_file()]
     assert stored
     assert not [file for file in stored if file.suffix in (".pkl", ".pickle", ".pth", ".pt", ".bin")]
 
@@ -241,9 +224,9 @@ def test_what_the_served_model_accepts() -> None:
         _as_example("/home/me/cat.png")
 
 
-def test_a_model_that_does_not_exist_is_named(project: Path, edit_params: Callable[..., Params]) -> None:
+def test_a_model_that_does_not_exist_is_named(trained: Path, edit_params: Callable[..., Params]) -> None:
     from tasks.predict import predict_files
 
-    picture = next((project / "data/images/cat").glob("*.png"))
+    picture = next((trained / "data/images/cat").glob("*.png"))
     with pytest.raises(TrackingError, match="nobody"):
         predict_files([picture], "models:/nobody@champion")
