@@ -1,9 +1,10 @@
-"""The reviewer's commands: compare, review, promote, reject, rollback, history, diff, access.
+"""The reviewer's commands: compare, review, promote, reject, rollback, history, diff, reproduce, access.
 
 VERSION is the number of a candidate (`<name>-candidates`); `rollback --to` names a released one (`<name>`).
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -123,6 +124,26 @@ def diff(first: str, second: str, as_json: bool) -> None:
         click.echo(difference_markdown(found))
 
 
+@click.command()
+@click.argument("version")
+@click.option("--keep", type=click.Path(exists=False, path_type=Path), help="Keep the clone in this new folder.")
+@JSON
+def reproduce(version: str, keep: Path | None, as_json: bool) -> None:
+    """Make VERSION again from its commit and data alone, and compare.
+
+    Exit codes: 0 identical, 1 equivalent (every measure within its tolerance), 2 different.
+    """
+    from flows.reproduce import EXIT_CODES, as_text
+    from flows.reproduce import reproduce as act
+
+    found = act(version, lambda line: click.echo(line, err=True), keep)
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(as_text(found))
+    sys.exit(EXIT_CODES[found["outcome"]])
+
+
 @click.group()
 def access() -> None:
     """Accounts and rights on an MLflow server with authentication."""
@@ -216,4 +237,4 @@ def _one_move(move: dict[str, Any]) -> str:
     return f"{move['when'][:19]}  {move['kind']}{state}{arrow}  {about}  {move['who']}: {move['reason']}{note}"
 
 
-COMMANDS: tuple[click.Command, ...] = (compare, review, promote, reject, rollback, history, diff, access)
+COMMANDS: tuple[click.Command, ...] = (compare, review, promote, reject, rollback, history, diff, reproduce, access)

@@ -71,7 +71,9 @@ def compare() -> dict[str, Any]:
 def _require_outputs() -> None:
     missing = [path.as_posix() for path in _NEEDED if not path.exists()]
     if missing:
-        raise WorkspaceError(f"nothing to compare yet: {', '.join(missing)} missing; run `dvc repro`")
+        raise WorkspaceError(
+            f"nothing to compare yet: {', '.join(missing)} missing; run `dvc repro` or `refit retrain`"
+        )
 
 
 def _test_images() -> tuple[pd.DataFrame, pd.DataFrame]:

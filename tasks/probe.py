@@ -75,7 +75,7 @@ def _run(name: str, request: dict[str, Any], environment: Mapping[str, str]) -> 
         request_file.write_text(json.dumps(request))
         try:
             child = subprocess.run(
-                [sys.executable, "-I", "-W", "ignore", str(_CHILD), str(request_file), str(answer_file)],
+                [sys.executable, "-I", "-B", "-W", "ignore", str(_CHILD), str(request_file), str(answer_file)],
                 cwd=folder,
                 env={**os.environ, **environment},
                 capture_output=True,

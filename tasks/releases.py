@@ -25,6 +25,7 @@ from tasks.tracking import (
     digests,
     download,
     stored_files,
+    strip,
     tracking_uri,
 )
 
@@ -58,7 +59,7 @@ def fetch_candidate(settings: Register, candidate: Version, bundle: Mapping[str,
     digest = candidate.tags[EVIDENCE_TAG]
     with connected(settings):
         model = download(candidate.source, folder / "model")
-        (model / "registered_model_meta").unlink(missing_ok=True)
+        strip(model)  # nothing that is not in the evidence goes into a release
         evidence.require_same_files(digests(model), _files(bundle, "model_files"), candidate.uri)
         beside = model / "refit"
         beside.mkdir()

@@ -20,7 +20,7 @@ GROUND = {"errors", "params", "paths", "progress", "publish"}
 """What every file may use. Not among a stage's `deps`: it moves bytes, it does not make results."""
 
 OWNERS = {
-    "prefect": {"flows.retrain", "flows.policy"},
+    "prefect": {"flows.retrain", "flows.policy", "flows.promote"},
     "dvc": {"flows.pipeline"},
     "mlflow": {
         "tasks.tracking",
