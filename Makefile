@@ -35,7 +35,6 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 lock: | $(UV)
 	$(UV) pip compile pyproject.toml --group dev --python-version 3.11 --universal --no-emit-index-url \
 	  --no-annotate --no-header --quiet --output-file requirements.lock
-	touch -c $(READY)
 
 clean:
 	rm -rf .venv .uv .refit .mypy_cache .ruff_cache .pytest_cache

@@ -1,10 +1,11 @@
 """The command `refit`. Libraries are imported by the command that needs them, so that `--help` is quick.
 
-Exit codes: 0 done; 1 to 9 as in tasks/errors.py (2 also for a mistake on the command line); 130 interrupted.
+Exit codes: 0 done; 1 to 12 as in tasks/errors.py (2 also for a mistake on the command line); 130 interrupted.
 """
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ Exit codes:
   2  wrong parameter or option      8  file, git or DVC trouble
   3  data not good enough           9  MLflow is down; try again
   4  checkpoint missing or wrong  130  interrupted
-  5  download failed; try again    10  evidence missing or damaged
- 11  refused by the evidence, or somebody else was faster
+  5  download failed; try again    10  storage unreachable; try again
+                                   11  training worker lost
+                                   12  Prefect server unreachable
+                                   13  evidence missing or damaged
+                                   14  refused by the evidence, or overtaken
 """
 
 
@@ -30,10 +34,13 @@ class _Commands(click.Group):
     """The one place that turns a RefitError into one line and an exit code."""
 
     def invoke(self, context: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, _stop)  # a stage runs in a session of its own: it has to be stopped by us
         try:
             return super().invoke(context)
         except RefitError as error:
             exit_with(error)
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None
 
 
 @click.group(cls=_Commands, epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,17 +56,27 @@ def main(project: Path | None) -> None:
 
 
 @main.command()
-@click.option("--commit", is_flag=True, help="End in a git commit, and `dvc push` where there is a remote.")
+@click.option(
+    "--commit", "deliver", flag_value="commit", help="End in a git commit, and `dvc push` if there is a remote."
+)
+@click.option("--branch", "deliver", flag_value="branch", help="As the schedule does: new data in, a branch out.")
 @JSON
-def retrain(commit: bool, as_json: bool) -> None:
+def retrain(deliver: str | None, as_json: bool) -> None:
     """Run the whole flow: validate, fetch, fine-tune, evaluate, register the candidate."""
     _load_params_first()
     _prefect_defaults()
+    from flows.liveness import require_server
     from flows.retrain import retrain as flow
 
-    summary = flow(commit=commit)
+    require_server()
+
+    state: Any = flow(deliver=deliver or "workspace", return_state=True)
+    summary = state.result()  # raises what went wrong
     if as_json:
         print_json(summary)
+        return
+    if state.name == "NothingToDo":
+        click.echo(f"\nNothing to do: {state.message}")
         return
     accuracy = summary["overall"]["accuracy"]
     click.echo(f"\nCandidate   {summary['uri']}{'' if summary['is_new'] else '  (this content was registered before)'}")
@@ -81,11 +98,12 @@ def validate(as_json: bool) -> None:
 
     _load_params_first()
     failure: DataError | None = None
+    lines: list[str] = []
     try:
-        pipeline.reproduce("validate", lambda line: click.echo(line, err=True), single_item=False)
+        pipeline.reproduce("validate", lambda line: _pass_on(line, lines), single_item=False)
     except DataError as error:
-        if not paths.VALIDATION_SUMMARY.exists():
-            raise
+        if "Running stage 'validate':" not in lines:
+            raise  # an earlier stage: the report that is here is of another run
         failure = error
     summary = json.loads(paths.VALIDATION_SUMMARY.read_text())
     if as_json:
@@ -111,6 +129,22 @@ def register(as_json: bool) -> None:
     else:
         known = "" if registration.is_new else "  (this content was registered before)"
         click.echo(f"candidate: {version.uri}{known}")
+
+
+@main.command()
+@click.argument("block")
+def notifications(block: str) -> None:
+    """Have the Prefect server tell about failures, rejected data, candidates and promotions through BLOCK.
+
+    BLOCK is a notification block of the server, as type/name: slack-webhook/team, custom-webhook/ops, …
+    """
+    _prefect_defaults()
+    from flows.liveness import require_server
+    from flows.notifications import apply
+
+    require_server()
+    for name in apply(block):
+        click.echo(name)
 
 
 @main.command()
@@ -153,6 +187,15 @@ def _from_start(path: Path) -> Path:
     return _STARTED_IN / path
 
 
+def _pass_on(line: str, lines: list[str]) -> None:
+    lines.append(line)
+    click.echo(line, err=True)
+
+
+def _stop(_signal: int, _frame: object) -> None:
+    raise SystemExit(143)
+
+
 def _nearest_project() -> Path:
     for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
@@ -162,9 +205,10 @@ def _nearest_project() -> Path:
 
 def _load_params_first() -> None:
     """A mistake in params.yaml is better said before servers and libraries are started."""
+    from flows.pipeline import require_source
     from tasks.params import load_params
 
-    load_params()
+    require_source(load_params().data.source)
 
 
 def _prefect_defaults() -> None:

@@ -1,30 +1,48 @@
-"""The retraining flow: validate, fetch, fine-tune, evaluate, compare, register.
+"""The retraining flow: bring data, validate, fetch, fine-tune, evaluate, compare, register.
 
     from flows.retrain import retrain
-    retrain(commit=True)
+    retrain(deliver="commit")
 
 Each step of the pure work is the DVC stage of that name; there is no second copy of it here. What the flow adds
-are the effects: a commit, a push, a registered candidate, and pages for people to read.
+are the effects: new data, a worker to train on, a commit, a push, a registered candidate, and pages to read.
 """
 
 import datetime
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
+import pandas as pd
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.context import get_run_context
+from prefect.events import emit_event
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows import commits, pipeline, policy
-from tasks import paths
+from flows.finetune import train_on_worker
+from flows.liveness import is_over, reconcile, reporting
+from flows.prepare import prepare
+from tasks import paths, tracking
+from tasks.changes import changes_markdown, data_changes
 from tasks.compare import compare as compare_with_champion
-from tasks.params import load_params
+from tasks.errors import DataError, TrackingError, WorkspaceError
+from tasks.params import Params, load_params
+from tasks.publish import sha256_of_file
 from tasks.register import Registration, git_state, register_candidate
 from tasks.reports import evaluation_markdown, validation_markdown
+
+Deliver = Literal["workspace", "commit", "branch"]
+
+_EFFECT: dict[str, Any] = {
+    "cache_policy": NO_CACHE,  # DVC is the cache
+    "persist_result": False,
+    "retries": len(policy.RETRY_DELAYS_SECONDS),
+    "retry_delay_seconds": policy.RETRY_DELAYS_SECONDS,
+    "retry_condition_fn": policy.may_help,
+}
 
 
 def _run_name() -> str:
@@ -34,74 +52,99 @@ def _run_name() -> str:
 
 
 @flow(name="retrain", flow_run_name=_run_name, persist_result=False)
-def retrain(commit: bool = False) -> dict[str, Any]:
-    """Retrain on the present data and params, and register the result as the candidate.
+def retrain(deliver: Deliver = "workspace") -> Any:
+    """Retrain on the present params and data, and register the result as the candidate.
 
     Args:
-        commit: end in a git commit with params.yaml, dvc.lock and the small metrics, and `dvc push` if there is a
-            remote.
+        deliver: where the run ends. `workspace`: in this folder. `commit`: in a git commit too, and `dvc push` where
+            there is a remote. `branch` (for schedules, in a clean checkout): new data is brought in first; with
+            nothing new the run ends at once; else it ends in a pushed branch `retrain/<run>`.
     """
     policy.keep_logs_short()
     params = load_params()
-    if commit:
-        commits.require_clean_code()
-    run_stage("sample")
-    run_stage("ingest")
-    run_stage("validate")
-    show_validation()
-    run_stage("fetch")
-    run_stage("finetune")
-    run_stage("evaluate")
-    show_evaluation()
-    if commit:
-        keep(f"Retrain {params.register.model_name}: {_headline()}")
-    compare()
-    return register()
+    with reporting():
+        clean_up(params)
+        if deliver == "branch":
+            bring_data()
+            if known := already_registered(params):
+                return nothing_to_do(known)
+            commits.start_branch(_branch())
+        elif deliver == "commit":
+            commits.require_clean_code()
+            pipeline.require_tracked_source(params.data.source)
+        run_stage("sample")
+        before = last_manifest()
+        if params.flow.ingest_runner is not None and not pipeline.is_unchanged("ingest"):
+            prepare(params.flow.ingest_runner)
+        run_stage("ingest")
+        show_changes(before, params)
+        run_stage("validate")
+        show_validation()
+        run_stage("fetch")
+        if params.flow.training_deployment is not None:
+            train_elsewhere(params, deliver)
+        run_stage("finetune")
+        run_stage("evaluate")
+        show_evaluation()
+        if deliver != "workspace":
+            keep(f"Retrain {params.register.model_name}: {_headline()}", deliver)
+        compare()
+        return register()
 
 
-@task(
-    task_run_name="{stage}",
-    cache_policy=NO_CACHE,  # DVC is the cache
-    persist_result=False,
-    retries=len(policy.RETRY_DELAYS_SECONDS),
-    retry_delay_seconds=policy.RETRY_DELAYS_SECONDS,
-    retry_condition_fn=policy.may_help,
-)
+@task(task_run_name="{stage}", **_EFFECT)
 def run_stage(stage: str) -> State[None]:
     """Reproduce one DVC stage, unless it is unchanged."""
     logger = get_run_logger()
     if pipeline.is_unchanged(stage):
         logger.info("unchanged: nothing to do")
         return Completed(name="Unchanged", message="its code, params and inputs are those of the last run")
-    pipeline.reproduce(stage, logger.info)
+    try:
+        hours = load_params().flow.stage_timeout_hours
+        pipeline.reproduce(stage, logger.info, timeout_seconds=3600 * hours)
+    except DataError as error:
+        _tell("refit.data.rejected", str(error))
+        if stage == "validate":
+            show_validation()
+        raise
     return Completed(message="reproduced")
 
 
-@task(
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=len(policy.RETRY_DELAYS_SECONDS),
-    retry_delay_seconds=policy.RETRY_DELAYS_SECONDS,
-    retry_condition_fn=policy.may_help,
-)
+@task(task_run_name="train elsewhere", cache_policy=NO_CACHE, persist_result=False)
+def train_elsewhere(params: Params, deliver: Deliver) -> State[None]:
+    """Send the training to a worker; its result comes back through the DVC remote."""
+    logger = get_run_logger()
+    if pipeline.is_unchanged("finetune"):
+        return Completed(name="Unchanged", message="trained before")
+    if deliver != "branch":
+        raise WorkspaceError(
+            "`flow.training_deployment` needs what git and DVC carry to the worker: run with --branch (or as the "
+            "scheduled deployment), or set it to null to train here"
+        )
+    commit = commits.commit_run("Inputs of the training")
+    policy.retried(pipeline.push, logger.warning)
+    policy.retried(lambda: commits.push_branch(_branch()), logger.warning)
+    train_on_worker(commit, params.flow, str(flow_run.id), logger.info)
+    policy.retried(pipeline.fetch_results, logger.warning)
+    pipeline.reproduce("finetune", _only_restoring(logger.info))
+    return Completed(message="trained by a worker")
+
+
+@task(task_run_name="register", **_EFFECT)
 def register() -> dict[str, Any]:
     """Register the candidate in MLflow, and link to it from this run's page."""
-    registration = register_candidate({"prefect.flow_run_id": _flow_run_id()})
+    registration = register_candidate({tracking.FLOW_RUN_TAG: str(flow_run.id)})
     version = registration.version
     known = "new" if registration.is_new else "this content was registered before"
     get_run_logger().info("candidate: %s version %s (%s)", version.model_name, version.version, known)
     for name, address in registration.links.items():
         create_link_artifact(key=f"mlflow-{name}", link=address, link_text=f"MLflow {name}")
+    if registration.is_new:
+        _tell("refit.candidate.waiting", f"{version.uri} waits for review: {_headline()}")
     return _summary(registration)
 
 
-@task(
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=len(policy.RETRY_DELAYS_SECONDS),
-    retry_delay_seconds=policy.RETRY_DELAYS_SECONDS,
-    retry_condition_fn=policy.may_help,
-)
+@task(task_run_name="compare", **_EFFECT)
 def compare() -> str:
     """Compare the candidate with the champion; the verdict is for a person, and stops nothing here."""
     comparison = compare_with_champion()
@@ -111,13 +154,71 @@ def compare() -> str:
     return str(comparison["verdict"])
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
-def keep(message: str) -> str:
-    """Commit the run; push its data where there is a DVC remote."""
+@task(task_run_name="commit", **_EFFECT)
+def keep(message: str, deliver: Deliver) -> str:
+    """Commit the run; push its data where there is a DVC remote, and then its branch."""
     sha = commits.commit_run(message)
-    pushed = pipeline.push_outputs()
+    pushed = pipeline.push()
+    if deliver == "branch":
+        commits.push_branch(_branch())
     get_run_logger().info("commit %s%s", sha[:12], ", data pushed" if pushed else "; no DVC remote, so no push")
     return sha
+
+
+@task(task_run_name="bring data", **_EFFECT)
+def bring_data() -> str | None:
+    """New data in, and the record of the last run, so that what is known is not computed again."""
+    logger = get_run_logger()
+    last = commits.adopt_last_run()
+    logger.info("last run: %s", last or "none")
+    pipeline.update_sources(logger.info)
+    return last
+
+
+@task(task_run_name="look for news", **_EFFECT)
+def already_registered(params: Params) -> dict[str, Any] | None:
+    """The version that this very code, params and data gave before, if all of it is known and registered."""
+    if not pipeline.is_known():
+        return None
+    version = tracking.version_with_tag(params.register, "refit.dvc_lock_sha256", sha256_of_file(paths.LOCK))
+    return None if version is None else {"uri": version.uri, "git_commit": version.tags.get("refit.git_commit")}
+
+
+@task(task_run_name="clean up", cache_policy=NO_CACHE, persist_result=False)
+def clean_up(params: Params) -> None:
+    """Runs whose process is gone are RUNNING for ever, in Prefect and in MLflow, unless somebody looks."""
+    logger = get_run_logger()
+    if lost := reconcile(params.flow.worker_silence_seconds):
+        logger.warning("declared lost, since silent: %s", ", ".join(lost))
+    try:
+        ended = tracking.end_runs(params.register, lambda run_id: run_id != str(flow_run.id) and is_over(run_id))
+    except TrackingError as error:
+        logger.warning("%s", error)
+    else:
+        if ended:
+            logger.warning("MLflow runs of dead flow runs marked as killed: %s", ", ".join(ended))
+
+
+def nothing_to_do(known: dict[str, Any]) -> State[dict[str, Any]]:
+    """End the run: neither data nor params nor code are new."""
+    message = f"neither data nor params nor code are new since {known['uri']}"
+    create_markdown_artifact(f"## Nothing to do\n{message}.", key="news", description="Nothing to do")
+    return Completed(name="NothingToDo", message=message, data=known)
+
+
+def last_manifest() -> pd.DataFrame | None:
+    """The manifest of the last run: the one that is here, or that the DVC remote has."""
+    if not paths.MANIFEST.exists() and paths.LOCK.exists():
+        pipeline.pull([paths.MANIFEST.as_posix()])
+    return pd.read_parquet(paths.MANIFEST) if paths.MANIFEST.exists() else None
+
+
+def show_changes(before: pd.DataFrame | None, params: Params) -> None:
+    """What came in, went, and was relabelled since the last run, as an artifact of the flow run."""
+    changes = data_changes(before, pd.read_parquet(paths.MANIFEST))
+    text = changes_markdown(changes, params.data.source)
+    get_run_logger().info(text.splitlines()[1])
+    create_markdown_artifact(text, key="data-changes", description="Data since the last run")
 
 
 def show_validation() -> None:
@@ -130,6 +231,31 @@ def show_evaluation() -> None:
     """The evaluation as an artifact of the flow run."""
     evaluation = json.loads(paths.EVALUATION.read_text())
     create_markdown_artifact(evaluation_markdown(evaluation), key="evaluation", description="Evaluation")
+
+
+def _only_restoring(log: Any) -> Any:
+    def show(line: str) -> None:
+        if line.startswith("Running stage"):  # raising stops it at once
+            raise WorkspaceError("the worker's result did not arrive through the DVC remote; is it the same for both?")
+        log(line)
+
+    return show
+
+
+def _tell(event: str, message: str) -> None:
+    """An event that automations turn into a notification."""
+    name = load_params().register.model_name
+    emit_event(
+        event,
+        resource={"prefect.resource.id": f"refit.model.{name}", "prefect.resource.name": name},
+        related=[{"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"}],
+        payload={"message": message},
+    )
+
+
+def _branch() -> str:
+    started = flow_run.scheduled_start_time.strftime("%Y-%m-%d-%H%M")
+    return f"retrain/{started}-{str(flow_run.id)[-6:]}"
 
 
 def _headline() -> str:
@@ -147,8 +273,3 @@ def _summary(registration: Registration) -> dict[str, Any]:
         "links": dict(registration.links),
         "overall": json.loads(paths.EVALUATION.read_text())["overall"],
     }
-
-
-def _flow_run_id() -> str:
-    context: Any = get_run_context()
-    return str(context.task_run.flow_run_id)

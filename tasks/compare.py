@@ -25,7 +25,7 @@ from tasks.decision.changes import data_changes, disagreements, params_changes
 from tasks.errors import EvidenceError, TrackingError, WorkspaceError, run_stage
 from tasks.gate import Decision, Side
 from tasks.metrics import Scored
-from tasks.params import Params, as_dict, load_params
+from tasks.params import Params, as_dict, load_params, public
 from tasks.probe import Answer
 from tasks.progress import say
 from tasks.publish import publish_json, publish_table, publish_text, sha256_of_file
@@ -183,7 +183,7 @@ def _describe(
         if before is None
         else {
             "data": data_changes(before["images"], accepted),
-            "params": params_changes(before["params"], as_dict(params)),
+            "params": params_changes(before["params"], public(params)),
         },
         "gate": as_dict(params.gate),
         "seed": params.seed,

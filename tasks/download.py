@@ -4,7 +4,7 @@
 
 What has arrived stays in .refit/downloads/ and the next call goes on from there, if the server still has the
 same file (RFC 9110, Range and If-Range). A finished file is used again without asking the server; whoever
-calls verifies its SHA-256.
+calls verifies its SHA-256. Addresses are shown without credentials and query.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tasks.errors import DownloadError
+from tasks.errors import DownloadError, WorkspaceError
+from tasks.params import without_credentials
 from tasks.progress import say
 from tasks.publish import publish_json
 
@@ -32,23 +33,28 @@ def download(url: str) -> Path:
 
     Raises:
         DownloadError: no network, the server refuses, or the file did not arrive whole after several attempts.
+        WorkspaceError: .refit/downloads cannot be written.
     """
     name = Path(urlsplit(url).path).name or "download"
     folder = DOWNLOADS / hashlib.sha256(url.encode()).hexdigest()[:16]
     target = folder / name
     if target.is_file():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkspaceError(f"cannot make the folder {folder}: {error.strerror}; move away what is there") from None
     partial = folder / f".{name}.partial"
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             _append(url, partial)
-        except (httpx.HTTPError, OSError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             reason = _reason(error)
             if attempt == _ATTEMPTS or not _may_pass(error):
                 raise DownloadError(
-                    f"cannot download {url}: {reason}; {_size(partial):,} bytes have arrived and are kept. Run again "
-                    "to go on, or fetch the file by other means and point `checkpoint.uri` at it with file:"
+                    f"cannot download {without_credentials(url)}: {reason}; {_size(partial):,} bytes have arrived and "
+                    "are kept. Run again to go on, or fetch the file by other means and point `checkpoint.uri` at it "
+                    "with file:"
                 ) from None
             say(f"download interrupted ({reason}); trying again")
             time.sleep(_SECONDS_BEFORE_RETRY * 2 ** (attempt - 1))

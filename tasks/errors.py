@@ -10,8 +10,13 @@
     │   └── TrackingUnavailableError
     │                           9   MLflow cannot be reached, or is in trouble; trying again may help
     ├── WorkspaceError          8   a file cannot be written, or git or DVC refused
-    └── EvidenceError          10   what a decision must rest on is missing, damaged or of something else
-        └── RefusedError       11   the evidence does not allow the promotion, or somebody was faster
+    │   ├── OrchestratorUnavailableError
+    │   │                      12   the Prefect server cannot be reached; trying again may help
+    │   ├── StorageUnavailableError
+    │   │                      10   the DVC or git remote cannot be reached; trying again may help
+    │   └── WorkerLostError    11   the worker that trained is gone; another one may take it up
+    └── EvidenceError          13   what a decision must rest on is missing, damaged or of something else
+        └── RefusedError       14   the evidence does not allow the promotion, or somebody was faster
 
 The number is the exit code of the process. `retryable` says whether the same call may succeed later.
 """
@@ -20,6 +25,8 @@ import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+from tasks.paths import STAGE_OUTPUTS
 
 
 class RefitError(Exception):
@@ -79,16 +86,36 @@ class WorkspaceError(RefitError):
     exit_code = 8
 
 
+class StorageUnavailableError(WorkspaceError):
+    """The DVC remote or the git remote cannot be reached."""
+
+    exit_code = 10
+    retryable = True
+
+
+class OrchestratorUnavailableError(WorkspaceError):
+    """The Prefect server cannot be reached."""
+
+    exit_code = 12
+    retryable = True
+
+
+class WorkerLostError(WorkspaceError):
+    """A training worker stopped reporting, or no worker took the training up in time."""
+
+    exit_code = 11
+
+
 class EvidenceError(RefitError):
     """What a decision must rest on is missing, damaged, or is about something else. Never taken for a pass."""
 
-    exit_code = 10
+    exit_code = 13
 
 
 class RefusedError(EvidenceError):
     """The evidence is there and says no; or the champion was moved by somebody else meanwhile."""
 
-    exit_code = 11
+    exit_code = 14
 
 
 ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
@@ -103,6 +130,9 @@ ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
         TrackingError,
         TrackingUnavailableError,
         WorkspaceError,
+        StorageUnavailableError,
+        WorkerLostError,
+        OrchestratorUnavailableError,
         EvidenceError,
         RefusedError,
     )
@@ -122,10 +152,19 @@ def exit_with(error: RefitError) -> NoReturn:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main` as a process: a RefitError becomes one line and an exit code."""
+    """Run a stage's `main` as a process: a RefitError becomes one line and an exit code.
+
+    So does the lack of a file that another stage makes.
+    """
     try:
         main()
     except RefitError as error:
         exit_with(error)
+    except FileNotFoundError as error:
+        for stage, outputs in STAGE_OUTPUTS.items():
+            for output in outputs:  # not by error.filename, which pandas and safetensors leave empty
+                if str(error).rstrip("'").endswith(str(output)):
+                    exit_with(WorkspaceError(f"{output} is missing; run `dvc repro {stage}`"))
+        raise
     except KeyboardInterrupt:
         sys.exit(130)

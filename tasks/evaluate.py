@@ -40,6 +40,7 @@ def main() -> None:
     labels = np.array([classifier.classes.index(label) for label in test["label"]])
     scored = metrics.score(probabilities, labels)
     evaluation = measure(scored, classifier.classes, params.evaluate, params.seed)
+    evaluation["weights_sha256"] = classifier.card["weights_sha256"]  # whose measures these are
     predictions = _predictions(test, probabilities, scored, classifier.classes)
 
     publish_json(paths.METRICS, evaluation["overall"])

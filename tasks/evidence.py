@@ -92,3 +92,24 @@ def require_same_files(found: Mapping[str, str], recorded: Mapping[str, str], wh
 def digests_of(files: Mapping[str, Path]) -> dict[str, str]:
     """SHA-256 by name."""
     return {name: sha256_of_file(path) for name, path in files.items()}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 by path of each file below a folder, but for what is not the model's: see `strip`."""
+    return {
+        path.relative_to(folder).as_posix(): sha256_of_file(path) for path in _files(folder) if not _is_foreign(path)
+    }
+
+
+def strip(folder: Path) -> None:
+    """Delete what is not the model's: MLflow's note beside a download, and byte code that a loading left behind."""
+    for path in filter(_is_foreign, _files(folder)):
+        path.unlink()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _is_foreign(path: Path) -> bool:
+    return path.name == "registered_model_meta" or path.parent.name == "__pycache__"

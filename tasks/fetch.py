@@ -30,11 +30,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tasks import paths
-from tasks.download import download
-from tasks.errors import CheckpointError, run_stage
-from tasks.params import Checkpoint, load_params
+from tasks.download import DOWNLOADS, download
+from tasks.errors import ERRORS_BY_EXIT_CODE, CheckpointError, RefitError, run_stage
+from tasks.params import Checkpoint, load_params, without_credentials
 from tasks.progress import say
 from tasks.publish import publish_json, publishing, sha256_of_file
+
+_EMBEDDED_CARD = Path("base/glyphs.json")  # of the checkpoint that comes with Refit; read for a hint only
 
 
 def main() -> None:
@@ -57,7 +59,7 @@ def main() -> None:
 
 
 def verify(source: Path, checkpoint: Checkpoint) -> str:
-    """Check the file's full SHA-256 against the pin and give it back.
+    """Check the file's full SHA-256 against the pin and give it back. A download that fails it is removed.
 
     Raises:
         CheckpointError: the digests differ, or a local file is not pinned.
@@ -71,11 +73,20 @@ def verify(source: Path, checkpoint: Checkpoint) -> str:
             )
         say(f"warning: the checkpoint is not pinned; add to params.yaml under `checkpoint`:  sha256: {found}")
     elif found != checkpoint.sha256:
+        if source.is_relative_to(DOWNLOADS):
+            source.unlink()  # so that the next run asks the server again
         raise CheckpointError(
-            f"{checkpoint.uri} has SHA-256 {found}, but `checkpoint.sha256` in params.yaml asks for "
-            f"{checkpoint.sha256}; it was changed or damaged. If you meant to change it, put the new one there"
+            f"{without_credentials(checkpoint.uri)} has SHA-256 {found}, but `checkpoint.sha256` in params.yaml asks "
+            f"for {checkpoint.sha256}{_way_out(checkpoint)}"
         )
     return found
+
+
+def _way_out(checkpoint: Checkpoint) -> str:
+    embedded = json.loads(_EMBEDDED_CARD.read_text())["sha256"] if _EMBEDDED_CARD.is_file() else None
+    if checkpoint.sha256 == embedded and Path(checkpoint.uri).name != _EMBEDDED_CARD.with_suffix(".safetensors").name:
+        return ", which is the embedded checkpoint; set checkpoint.sha256 to null or to that file's digest"
+    return "; it was changed or damaged. If you meant to change it, put the new one there"
 
 
 def _locate(checkpoint: Checkpoint) -> tuple[Path, dict[str, Any]]:
@@ -92,7 +103,9 @@ def _locate(checkpoint: Checkpoint) -> tuple[Path, dict[str, Any]]:
         _check_published_prefix(source)
         return source, described
     if kind == "http" and checkpoint.sha256 is None:
-        raise CheckpointError(f"{checkpoint.uri} is not encrypted; use https, or pin it with `checkpoint.sha256`")
+        raise CheckpointError(
+            f"{without_credentials(checkpoint.uri)} is not encrypted; use https, or pin it with `checkpoint.sha256`"
+        )
     return download(checkpoint.uri), {}
 
 
@@ -124,10 +137,11 @@ def _publish_card(checkpoint: Checkpoint, source_sha256: str | None, format_: st
             embedded = json.loads((weights.metadata() or {}).get("refit", "{}"))
     except (SafetensorError, ValueError) as error:
         paths.BASE_WEIGHTS.unlink()
-        raise CheckpointError(f"{checkpoint.uri} is not a valid safetensors file: {error}") from None
+        uri = without_credentials(checkpoint.uri)
+        raise CheckpointError(f"{uri} is not a valid safetensors file: {error}") from None
     known = {"architecture": None, "preprocessing": None, "classes": None} | embedded | described
     card = known | {
-        "uri": checkpoint.uri,
+        "uri": without_credentials(checkpoint.uri),
         "source_sha256": source_sha256,
         "sha256": sha256_of_file(paths.BASE_WEIGHTS),
         "pinned": checkpoint.sha256 is not None,
@@ -135,7 +149,7 @@ def _publish_card(checkpoint: Checkpoint, source_sha256: str | None, format_: st
         "num_tensors": num_tensors,
     }
     publish_json(paths.BASE_CARD, card)
-    say(f"{checkpoint.uri}: {num_tensors} tensors, SHA-256 {card['sha256'][:12]}… in {paths.BASE_WEIGHTS}")
+    say(f"{card['uri']}: {num_tensors} tensors, SHA-256 {card['sha256'][:12]}… in {paths.BASE_WEIGHTS}")
 
 
 def _in_child(*arguments: str) -> str:
@@ -150,7 +164,8 @@ def _in_child(*arguments: str) -> str:
         )
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or [f"the child process died with status {child.returncode}"]
-        raise CheckpointError(lines[-1].removeprefix("error: "))
+        error_type = ERRORS_BY_EXIT_CODE.get(child.returncode, RefitError)
+        raise (CheckpointError if error_type is RefitError else error_type)(lines[-1].removeprefix("error: "))
     return child.stdout
 
 

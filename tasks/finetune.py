@@ -24,12 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tasks import modality, paths
-from tasks.errors import CheckpointError, run_stage
-from tasks.params import Params, as_dict, load_params
+from tasks.errors import CheckpointError, ParamsError, run_stage
+from tasks.params import Params, load_params, training_digest
 from tasks.progress import say
-from tasks.publish import publish_json, publish_table, publishing, sha256_of_file, sha256_of_json
+from tasks.publish import publish_json, publish_table, publishing, sha256_of_file
 from tasks.reproducibility import be_deterministic, environment, example_keys
-from tasks.training import Examples, Fitted, fit
+from tasks.training import Examples, Fitted, fit, predict_logits
 
 
 def main() -> None:
@@ -46,11 +46,21 @@ def main() -> None:
     head = networks.head_parameters(network, len(classes))
     _load_base(network, head, base, networks)
     train, val = (
-        _read(accepted[accepted["split"] == split], classes, preprocessing, networks, split).to(device)
+        _read(accepted[accepted["split"] == split], classes, preprocessing, networks, split)
         for split in ("train", "val")
     )
+    _try_out(network, train, preprocessing, networks, params.finetune.model)
     say(f"{params.finetune.model} for {len(classes)} classes, {len(train.labels):,} images, on {device}")
-    fitted = fit(network.to(device), head, train, val, networks, preprocessing, params.finetune, params.seed)
+    fitted = fit(
+        network.to(device),
+        head,
+        train.to(device),
+        val.to(device),
+        networks,
+        preprocessing,
+        params.finetune,
+        params.seed,
+    )
 
     with publishing(paths.MODEL_WEIGHTS) as partial:
         save_file({name: tensor.contiguous() for name, tensor in fitted.weights.items()}, partial)
@@ -79,6 +89,20 @@ def _read(rows: pd.DataFrame, classes: list[str], preprocessing: dict[str, Any],
     )
 
 
+def _try_out(
+    network: nn.Module, train: Examples, preprocessing: dict[str, Any], networks: Any, architecture: str
+) -> None:
+    """One example through the network, since each architecture has its own idea of what is too small."""
+    try:
+        predict_logits(network, train.inputs[:1], networks, preprocessing, batch_size=1)
+    except (RuntimeError, AssertionError, ValueError) as error:  # torchvision's ViT asserts, others fail in a kernel
+        size = "x".join(str(side) for side in train.inputs.shape[2:])
+        raise ParamsError(
+            f"`finetune.model` {architecture} does not take images of {size} pixels "
+            f"({' '.join(str(error).split())}); set `finetune.image_size` to what it was made for, 224 for most"
+        ) from None
+
+
 def _card(
     params: Params,
     classes: list[str],
@@ -105,7 +129,7 @@ def _card(
             "split_digest": validation["split_digest"],
             "base_uri": base["uri"],
             "base_sha256": base["sha256"],
-            "params_digest": sha256_of_json({"seed": params.seed, "finetune": as_dict(params.finetune)}),
+            "params_digest": training_digest(params),
         },
         "environment": environment(device),
     }

@@ -8,6 +8,7 @@
 
 import json
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ from safetensors.torch import save_file
 
 from tasks import modality
 from tasks.errors import CheckpointError, run_stage
+from tasks.publish import publishing
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which training scripts keep the weights
+_OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))")
+"""Names such as denselayer1.norm.1.weight, which the published DenseNets still bear; today it is norm1.weight. Each
+loader of torchvision renames them (torchvision/models/densenet.py, _load_state_dict)."""
 
 
 def main() -> None:
@@ -36,6 +41,7 @@ def convert(source: Path, target: Path) -> None:
 
     Raises:
         CheckpointError: the file needs code to be loaded, is damaged, or is no state dict.
+        WorkspaceError: the target cannot be written.
     """
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
@@ -46,7 +52,9 @@ def convert(source: Path, target: Path) -> None:
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{source} cannot be read as a PyTorch file: {' '.join(str(error).split())}") from None
-    save_file(_tensors(content, source), target)
+    tensors = _tensors(content, source)
+    with publishing(target) as partial:
+        save_file(tensors, partial)
 
 
 def _tensors(content: Any, source: Path) -> dict[str, torch.Tensor]:
@@ -55,7 +63,13 @@ def _tensors(content: Any, source: Path) -> dict[str, torch.Tensor]:
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise CheckpointError(f"{source} is not a state dict (a dictionary of tensors)")
-    return {str(name).removeprefix("module."): tensor.clone().contiguous() for name, tensor in content.items()}
+    return {_name_today(str(name)): tensor.clone().contiguous() for name, tensor in content.items()}
+
+
+def _name_today(name: str) -> str:
+    name = name.removeprefix("module.")
+    old = _OLD_DENSENET.fullmatch(name)
+    return old[1] + old[2] if old else name
 
 
 if __name__ == "__main__":

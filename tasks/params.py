@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from tasks.errors import ParamsError
 from tasks.modality.architectures import IMAGE_ARCHITECTURES
 from tasks.paths import PARAMS, PARAMS_SCHEMA
-from tasks.publish import publish_text
+from tasks.publish import publish_text, sha256_of_json
 
 SPLITS = ("train", "val", "test")
 
@@ -188,8 +188,38 @@ class Register:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Flow:
+    """How the scheduled flow works. Nothing in here can change a result."""
+
+    ingest_runner: Annotated[
+        str | None,
+        Field(
+            pattern=r"^(dask|ray)(:.+)?$",
+            description="Inspect images on a cluster: dask, dask:<address>, ray, ray:<address>. null: on this machine.",
+        ),
+    ]
+    stage_timeout_hours: Annotated[
+        float, Field(gt=0.0, le=1000.0, description="A stage that takes longer, the training included, is stopped.")
+    ]
+    training_deployment: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[^/]+/[^/]+$",
+            description="A Prefect deployment whose worker trains, such as finetune/gpu. null: train in place.",
+        ),
+    ]
+    training_timeout_hours: Annotated[
+        float, Field(gt=0.0, le=1000.0, description="From sending the training off to its end, waiting included.")
+    ]
+    worker_silence_seconds: Annotated[
+        int, Field(ge=5, le=86400, description="A worker that has not reported for so long counts as lost.")
+    ]
+    training_attempts: Annotated[int, Field(ge=1, le=20, description="How many workers may be lost before giving up.")]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Params:
-    """Everything in params.yaml: one section per stage, and the seed that all of them share."""
+    """Everything in params.yaml: one section per stage, one for the flow, and the seed that all stages share."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Every random choice follows from it.")]
     data: Data
@@ -199,9 +229,11 @@ class Params:
     evaluate: Evaluate
     gate: Gate
     register: Register
+    flow: Flow
 
 
 _ADAPTER = TypeAdapter(Params)
+_USERINFO = re.compile(r"(?<=://)[^/?#]*@")
 
 
 def load_params(path: Path = PARAMS) -> Params:
@@ -225,6 +257,32 @@ def load_params(path: Path = PARAMS) -> Params:
 def as_dict(params: Any) -> dict[str, Any]:
     """A params object, or a section of one, as plain values."""
     return json.loads(json.dumps(dataclasses.asdict(params)))
+
+
+def training_digest(params: Params) -> str:
+    """The SHA-256 of the parameters that a trained model depends on; its card holds it as `params_digest`."""
+    return sha256_of_json({"seed": params.seed, "finetune": as_dict(params.finetune)})
+
+
+def without_credentials(url: str) -> str:
+    """An address as it may be shown and stored: no user, no password, and no query, where signed addresses hide both.
+
+    What is no URL (file:…, torchvision:…, a path) stays as it is.
+    """
+    return re.sub(r"[?#].*$", "", _USERINFO.sub("", url)) if "://" in url else url
+
+
+def public(params: Params) -> dict[str, Any]:
+    """The params as they may be shown: what can change a result or a verdict, without secrets."""
+    shown = {name: section for name, section in as_dict(params).items() if name not in ("register", "flow")}
+    shown["checkpoint"]["uri"] = without_credentials(params.checkpoint.uri)
+    return shown
+
+
+def pure(params: Params) -> dict[str, Any]:
+    """The params that can change a result. MLflow keeps a run's params for ever, so that a model's new name or another
+    address must not be among them: the run could never be completed."""
+    return {name: section for name, section in as_dict(params).items() if name not in ("gate", "register", "flow")}
 
 
 def schema() -> str:
@@ -301,9 +359,9 @@ def _contradictions(params: Params) -> list[str]:
     labels = params.validate.labels
     if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
         problems.append("`validate.labels` must be null or at least two different labels")
-    if re.match(r"^\w+(\+\w+)?://[^/@]*:[^/@]+@", params.register.tracking_uri):
+    if _USERINFO.search(params.register.tracking_uri):
         problems.append(
-            "`register.tracking_uri` holds a password; put the whole address into the environment variable "
+            "`register.tracking_uri` holds a user or password; put the whole address into the environment variable "
             "MLFLOW_TRACKING_URI instead"
         )
     return problems + _checkpoint_contradictions(params)
@@ -311,6 +369,11 @@ def _contradictions(params: Params) -> list[str]:
 
 def _checkpoint_contradictions(params: Params) -> list[str]:
     checkpoint, finetune = params.checkpoint, params.finetune
+    if _USERINFO.search(checkpoint.uri):
+        return [
+            "`checkpoint.uri` holds a user or password, which would be kept in git and MLflow; fetch the file yourself "
+            "and name it with file:<path>"
+        ]
     if checkpoint.uri == "scratch":
         problems = []
         if checkpoint.sha256 is not None:

@@ -36,14 +36,22 @@ def publishing(target: Path) -> Iterator[Path]:
         _force_to_disk(partial)
         partial.replace(target)
         _force_to_disk(target.parent)
-    except OSError as error:
+    except (OSError, _safetensor_error()) as error:
+        reason = getattr(error, "strerror", None) or error
         raise WorkspaceError(
-            f"cannot write {target}: {error.strerror or error}; make {target.parent}/ writable (or free some space) "
+            f"cannot write {target}: {reason}; make {target.parent}/ writable (or free some space) "
             "and run again; nothing was half written"
         ) from error
     finally:
         with suppress(OSError):  # of a folder that cannot be written at all, which is being reported already
             partial.unlink(missing_ok=True)
+
+
+def _safetensor_error() -> type[Exception]:
+    """What safetensors raises where others raise OSError. Imported once something has gone wrong, not before."""
+    from safetensors import SafetensorError
+
+    return SafetensorError
 
 
 def publish_text(target: Path, text: str) -> None:

@@ -21,7 +21,7 @@ import pandas as pd
 
 from tasks import evidence, paths, probe, tracking
 from tasks.errors import EvidenceError, WorkspaceError
-from tasks.params import Params, as_dict, load_params
+from tasks.params import Params, as_dict, load_params, public, pure, training_digest
 from tasks.publish import sha256_of_file, sha256_of_json
 from tasks.records import Record, Version
 from tasks.reports import evaluation_markdown, validation_markdown
@@ -53,12 +53,13 @@ def register_candidate(extra_tags: Mapping[str, str] | None = None) -> Registrat
     """Register what is in the workspace.
 
     Raises:
-        WorkspaceError: an output of a stage is missing.
+        WorkspaceError: an output of a stage is missing, or belongs to another run than the others.
         EvidenceError: the comparison is missing or about something else, or the model came back changed.
         TrackingError: MLflow cannot be reached, or refuses; repeat the call later.
     """
     params = load_params()
     _require_outputs()
+    _require_one_run(params)
     comparison = _comparison(params)
     record = _record(params, comparison, extra_tags or {})
 
@@ -76,6 +77,27 @@ def _require_outputs() -> None:
         raise WorkspaceError(
             f"nothing to register yet: {', '.join(missing)} missing; run `dvc repro` or `refit retrain`"
         )
+
+
+def _require_one_run(params: Params) -> None:
+    """What is registered together was made together: each output names what it was made from."""
+    card = json.loads(paths.MODEL_CARD.read_text())
+    validation = json.loads(paths.VALIDATION_SUMMARY.read_text())
+    evaluated = json.loads(paths.EVALUATION.read_text()).get("weights_sha256")
+    lineage = card["lineage"]
+    checks = {
+        f"{paths.MODEL_CARD} was trained with another seed or `finetune` section than params.yaml has now": (
+            lineage["params_digest"] == training_digest(params)
+        ),
+        f"{paths.MODEL_CARD} was trained on other data than {paths.VALIDATION_SUMMARY} describes": (
+            all(lineage[digest] == validation[digest] for digest in ("data_digest", "split_digest"))
+        ),
+        f"{paths.EVALUATION} measures another model than {paths.MODEL_CARD} describes": (
+            evaluated == card["weights_sha256"]
+        ),
+    }
+    if wrong := [what for what, holds in checks.items() if not holds]:
+        raise WorkspaceError(f"nothing was registered: {'; '.join(wrong)}; run `dvc repro`")
 
 
 def _comparison(params: Params) -> dict[str, Any]:
@@ -118,7 +140,7 @@ def _prove(
         "environment": json.loads(paths.MODEL_CARD.read_text())["environment"],
         "packages_sha256": sha256_of_json(_packages()),
         "seed": params.seed,
-        "params": as_dict(params),
+        "params": public(params),
         "metrics": json.loads(paths.EVALUATION.read_text())["overall"],
         "comparison": comparison,
         "serving_check": checked,
@@ -161,7 +183,7 @@ def _record(params: Params, comparison: dict[str, Any], extra_tags: Mapping[str,
     return Record(
         name=f"{params.register.model_name} {commit[:6]} {card['weights_sha256'][:6]}",
         content_digest=sha256_of_json(lineage),
-        params=_flat(as_dict(params)),
+        params=_flat({name: section for name, section in public(params).items() if name != "gate"}),
         tags=tags,
         history=[{str(name): value for name, value in row.items()} for row in history.to_dict("records")],
         metrics=_metrics(evaluation, card),
@@ -185,12 +207,11 @@ def _record(params: Params, comparison: dict[str, Any], extra_tags: Mapping[str,
 
 
 def _lineage(params: Params, card: dict[str, Any], validation: dict[str, Any]) -> dict[str, str]:
-    pure = {name: section for name, section in as_dict(params).items() if name not in ("gate", "register")}
     return {
         "data_digest": validation["data_digest"],
         "split_digest": validation["split_digest"],
         "base_sha256": card["lineage"]["base_sha256"],
-        "params_digest": sha256_of_json(pure),
+        "params_digest": sha256_of_json(pure(params)),
         "weights_sha256": card["weights_sha256"],
         "card_sha256": sha256_of_file(paths.MODEL_CARD),
         "evaluation_sha256": sha256_of_file(paths.EVALUATION),

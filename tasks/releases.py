@@ -22,10 +22,8 @@ from tasks.tracking import (
     as_version,
     connected,
     create_model,
-    digests,
     download,
     stored_files,
-    strip,
     tracking_uri,
 )
 
@@ -59,14 +57,14 @@ def fetch_candidate(settings: Register, candidate: Version, bundle: Mapping[str,
     digest = candidate.tags[EVIDENCE_TAG]
     with connected(settings):
         model = download(candidate.source, folder / "model")
-        strip(model)  # nothing that is not in the evidence goes into a release
-        evidence.require_same_files(digests(model), _files(bundle, "model_files"), candidate.uri)
+        evidence.strip(model)  # nothing that is not in the evidence goes into a release
+        evidence.require_same_files(evidence.digests(model), _files(bundle, "model_files"), candidate.uri)
         beside = model / "refit"
         beside.mkdir()
         for name in _files(bundle, "files"):
             place = "reports" if name == "comparison.html" else "evidence"
             download(f"runs:/{candidate.run_id}/{place}/{name}", beside)
-        evidence.require_same_files(digests(beside), _files(bundle, "files"), f"the run of {candidate.uri}")
+        evidence.require_same_files(evidence.digests(beside), _files(bundle, "files"), f"the run of {candidate.uri}")
         file = download(f"runs:/{candidate.run_id}/evidence/{digest}.json", beside)
         file.rename(beside / "evidence.json")
     return model
@@ -84,7 +82,7 @@ def publish(settings: Register, candidate: Version, model: Path) -> Version:
     Raises:
         EvidenceError: what came back from the server is not what was sent.
     """
-    sent = digests(model)
+    sent = evidence.digests(model)
     with connected(settings) as client:
         found = _released(client, settings, candidate)
         if found is None:

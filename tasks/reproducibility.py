@@ -6,6 +6,7 @@ a resume has no random state to restore.
 """
 
 import hashlib
+import os
 import platform
 import warnings
 from collections.abc import Sequence
@@ -56,6 +57,8 @@ def be_deterministic(num_threads: int, device: str) -> "torch.device":
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ParamsError("`finetune.device` is cuda, but torch sees no GPU here; use auto or cpu")
+    # cuBLAS reads it when CUDA starts; without a fixed workspace torch refuses matrix products on a GPU.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(True, warn_only=False)
     torch.backends.cudnn.benchmark = False

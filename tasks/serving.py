@@ -5,7 +5,7 @@ nothing is pickled. `predict` takes a table with a column `image`, or {"image": 
 
     bytes                     an encoded file (JPEG, PNG, …)
     str                       the same in base64, as it comes over HTTP
-    array (or nested lists)   pixels: (height, width) or (height, width, 3), 0 to 255
+    array (or nested lists)   pixels: (height, width) or (height, width, 3), whole numbers from 0 to 255
 
 and gives a table: `label`, `probability` (of the label), `probabilities` ({label: probability}), all calibrated.
 """
@@ -38,9 +38,8 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
         Raises:
             ValueError: an image cannot be read; the message says which and why.
         """
-        probabilities = self.classifier.predict(
-            [_as_example(image) for image in model_input["image"]]
-        )  # (n, num_classes)
+        examples = [_named(index, image) for index, image in enumerate(model_input["image"])]
+        probabilities = self.classifier.predict(examples)  # (n, num_classes)
         classes = self.classifier.classes
         return pd.DataFrame(
             {
@@ -51,6 +50,13 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
         )
 
 
+def _named(index: int, image: Any) -> bytes | np.ndarray:
+    try:
+        return _as_example(image)
+    except ValueError as error:
+        raise ValueError(f"example {index}: {error}") from None
+
+
 def _as_example(image: Any) -> bytes | np.ndarray:
     if isinstance(image, bytes):
         return image
@@ -59,7 +65,21 @@ def _as_example(image: Any) -> bytes | np.ndarray:
             return base64.b64decode("".join(image.split()), validate=True)
         except binascii.Error:
             raise ValueError("a string must be an encoded image file in base64") from None
-    return np.asarray(image, dtype=np.uint8)
+    return _as_pixels(image)
+
+
+def _as_pixels(image: Any) -> np.ndarray:
+    try:
+        pixels = np.asarray(image)
+    except ValueError:
+        raise ValueError("pixels must be rows of equal length") from None
+    if pixels.dtype == np.uint8:
+        return pixels
+    if not np.issubdtype(pixels.dtype, np.integer):
+        raise ValueError(f"pixels must be whole numbers from 0 to 255, found {pixels.dtype}")
+    if pixels.size and not 0 <= pixels.min() <= pixels.max() <= 255:
+        raise ValueError(f"pixels must be whole numbers from 0 to 255, found {pixels.min()} to {pixels.max()}")
+    return pixels.astype(np.uint8)
 
 
 mlflow.models.set_model(ImageClassifier())

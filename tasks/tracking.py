@@ -5,7 +5,6 @@ Every call may be repeated: what exists already is found by its content digest a
 Every failure becomes a TrackingError that says where and why; TrackingUnavailableError where trying again may help.
 """
 
-import hashlib
 import logging
 import os
 import tempfile
@@ -15,12 +14,12 @@ from contextlib import contextmanager
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
+from tasks import evidence
 from tasks.dataset import as_dataset
 from tasks.errors import TrackingError, TrackingUnavailableError
-from tasks.params import Register
-from tasks.publish import sha256_of_file
+from tasks.params import Register, without_credentials
 from tasks.records import CONTENT_TAG, Record, Version
 
 if TYPE_CHECKING:
@@ -29,8 +28,10 @@ if TYPE_CHECKING:
 
 EVIDENCE_TAG = "refit.evidence"
 COMPARISON_TAG = "refit.comparison"
+FLOW_RUN_TAG = "prefect.flow_run_id"
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
+_COMMIT_TAGS = ("refit.git_commit", "refit.git_dirty", "refit.dvc_lock_sha256")
 _MODEL_TAG = "refit.model_uri"
 _MODEL_PACKAGES = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "pydantic", "safetensors")
 _SETTINGS = {
@@ -87,9 +88,9 @@ def register(
         is_new = found is None
         if found is None:
             run_id, model_uri = _log_run(client, record, settings)
-            evidence = _log_evidence(client, run_id, prove(model_uri, stored_files(model_uri)))
-            found = _create_version(client, record, name, run_id, model_uri, evidence)
-        elif found.tags.get(COMPARISON_TAG) != record.comparison_digest:
+            digest = _log_evidence(client, run_id, prove(model_uri, stored_files(model_uri)))
+            found = _create_version(client, record, name, run_id, model_uri, digest)
+        elif found.tags.get(COMPARISON_TAG) != record.comparison_digest or _is_cleaner(record, found):
             _renew_evidence(client, record, found, prove)
         aliased = _alias(client, name, CANDIDATE)
         if aliased is None or aliased.version != found.version:
@@ -117,7 +118,7 @@ def version(settings: Register, name: str, number: str) -> Version:
 def stored_files(uri: str) -> dict[str, str]:
     """SHA-256 by path of each file of a model, as MLflow gives them back. (Inside `connected`.)"""
     with tempfile.TemporaryDirectory(prefix="refit-model-") as folder:
-        return digests(download(uri, Path(folder)))
+        return evidence.digests(download(uri, Path(folder)))
 
 
 def download(uri: str, folder: Path) -> Path:
@@ -127,31 +128,31 @@ def download(uri: str, folder: Path) -> Path:
     return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 by path of each file below a folder, but for what is not the model's: see `strip`."""
-    return {
-        path.relative_to(folder).as_posix(): sha256_of_file(path) for path in _files(folder) if not _is_foreign(path)
-    }
-
-
-def strip(folder: Path) -> None:
-    """Delete what is not the model's: MLflow's note beside a download, and byte code that a loading left behind."""
-    for path in filter(_is_foreign, _files(folder)):
-        path.unlink()
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _is_foreign(path: Path) -> bool:
-    return path.name == "registered_model_meta" or path.parent.name == "__pycache__"
-
-
 def read_file(settings: Register, uri: str) -> bytes:
     """One file of a run (`runs:/…/path`) or of a model (`models:/…/path`)."""
     with connected(settings), tempfile.TemporaryDirectory(prefix="refit-file-") as folder:
         return download(uri, Path(folder)).read_bytes()
+
+
+def version_with_tag(settings: Register, tag: str, value: str) -> Version | None:
+    """The first candidate that carries a tag with this value."""
+    with connected(settings) as client:
+        found = client.search_model_versions(f"name='{candidates(settings)}' and tags.`{tag}`='{value}'")
+        ready = [version for version in found if version.status == "READY"]
+        return as_version(min(ready, key=lambda version: int(version.version))) if ready else None
+
+
+def end_runs(settings: Register, is_over: Callable[[str], bool]) -> list[str]:
+    """Mark as KILLED the runs that still say RUNNING although the flow run that made them is over; give their names."""
+    with connected(settings) as client:
+        experiment = client.get_experiment_by_name(settings.experiment)
+        if experiment is None:
+            return []
+        running = client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
+        dead = [run for run in running if FLOW_RUN_TAG in run.data.tags and is_over(run.data.tags[FLOW_RUN_TAG])]
+        for run in dead:
+            client.set_terminated(run.info.run_id, "KILLED")
+        return [run.info.run_name for run in dead]
 
 
 def run_metrics(settings: Register, run_id: str) -> dict[str, float]:
@@ -162,7 +163,7 @@ def run_metrics(settings: Register, run_id: str) -> dict[str, float]:
 
 def links(settings: Register, version: Version) -> dict[str, str]:
     """Addresses of the run and the version in MLflow's pages; empty where there is no server."""
-    address = tracking_uri(settings).rstrip("/")
+    address = without_credentials(tracking_uri(settings)).rstrip("/")
     if not address.startswith("http"):
         return {}
     with connected(settings) as client:
@@ -189,7 +190,7 @@ def connected(settings: Register) -> Iterator["MlflowClient"]:
     warnings.filterwarnings("ignore", module=r"mlflow\..*")
     import mlflow
     from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
     uri = tracking_uri(settings)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -197,19 +198,19 @@ def connected(settings: Register) -> Iterator["MlflowClient"]:
     try:
         mlflow.set_tracking_uri(uri)
         yield mlflow.MlflowClient()
-    except (MlflowException, RequestException) as error:
+    except (MlflowException, OSError, SQLAlchemyError) as error:  # OSError: requests' errors, and a disk's
         raise _translated(error, uri) from None  # not chained: its message may hold the password of the address
 
 
 def _translated(error: Exception, uri: str) -> TrackingError:
     from mlflow.exceptions import MlflowException
 
-    address, reason = (_without_password(text, uri) for text in (uri, _reason(error)))
+    address, reason = without_credentials(uri), _without_password(_reason(error), uri)
     if isinstance(error, MlflowException):
         is_refusal = error.get_http_status_code() < 500 and error.error_code != "REQUEST_LIMIT_EXCEEDED"
     else:  # files travel past MLflow's own error handling
         response = getattr(error, "response", None)
-        is_refusal = response is not None and response.status_code < 500
+        is_refusal = isinstance(error, FileNotFoundError) or (response is not None and response.status_code < 500)
     if is_refusal:
         return TrackingError(f"MLflow at {address} refused: {reason}")
     return TrackingUnavailableError(
@@ -226,14 +227,23 @@ def _reason(error: Exception) -> str:
 
 
 def _without_password(text: str, uri: str) -> str:
-    password = urlsplit(uri).password
-    return text.replace(password, "…") if password else text
+    parts = urlsplit(uri)
+    secrets = {part for raw in (parts.password, parts.query) if raw for part in (raw, unquote(raw))}
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "…")
+    return text
 
 
 def _find_version(client: "MlflowClient", name: str, content_digest: str) -> "ModelVersion | None":
     found = client.search_model_versions(f"name='{name}' and tags.`{CONTENT_TAG}`='{content_digest}'")
     ready = [version for version in found if version.status == "READY"]
     return min(ready, key=lambda version: int(version.version), default=None)
+
+
+def _is_cleaner(record: Record, found: "ModelVersion") -> bool:
+    """The same content, now from a clean commit: name that one, for the first may have been made before any commit."""
+    is_clean = record.tags.get("refit.git_dirty") == "false"
+    return is_clean and any(found.tags.get(tag) != record.tags[tag] for tag in _COMMIT_TAGS)
 
 
 def _alias(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | None":
@@ -278,24 +288,29 @@ def _log_run(client: "MlflowClient", record: Record, settings: Register) -> tupl
         return str(run.info.run_id), str(model_uri)
 
 
-def _log_evidence(client: "MlflowClient", run_id: str, evidence: bytes) -> str:
+def _log_evidence(client: "MlflowClient", run_id: str, bundle: bytes) -> str:
     """Log the bundle under the name of its digest; give the digest."""
-    digest = hashlib.sha256(evidence).hexdigest()
-    client.log_text(run_id, evidence.decode(), f"evidence/{digest}.json")
+    digest = evidence.digest_of(bundle)
+    client.log_text(run_id, bundle.decode(), f"evidence/{digest}.json")
     return digest
 
 
 def _renew_evidence(
     client: "MlflowClient", record: Record, found: "ModelVersion", prove: Callable[[str, Mapping[str, str]], bytes]
 ) -> None:
-    """The same content against another champion: new files beside the old ones, then the tags that name them."""
+    """The same content against another champion, or now from a clean commit: new files beside the old ones, then the
+    tags that name them."""
     for folder, files in record.files.items():
         for file in files:
             client.log_artifact(found.run_id, str(file), folder or None)
     model_uri = client.get_run(found.run_id).data.tags[_MODEL_TAG]
-    evidence = _log_evidence(client, found.run_id, prove(model_uri, stored_files(model_uri)))
+    digest = _log_evidence(client, found.run_id, prove(model_uri, stored_files(model_uri)))
     client.update_model_version(found.name, found.version, record.description)
-    for name, value in {**record.verdict, EVIDENCE_TAG: evidence, COMPARISON_TAG: record.comparison_digest}.items():
+    commit = {tag: record.tags[tag] for tag in _COMMIT_TAGS} if _is_cleaner(record, found) else {}
+    for name, value in commit.items():
+        client.set_tag(found.run_id, name, value)
+    tags = {**commit, **record.verdict, EVIDENCE_TAG: digest, COMPARISON_TAG: record.comparison_digest}
+    for name, value in tags.items():
         client.set_model_version_tag(found.name, found.version, name, value)
 
 
@@ -339,7 +354,7 @@ def _log_model(record: Record) -> str:
 
 
 def _create_version(
-    client: "MlflowClient", record: Record, name: str, run_id: str, model_uri: str, evidence: str
+    client: "MlflowClient", record: Record, name: str, run_id: str, model_uri: str, digest: str
 ) -> "ModelVersion":
     create_model(client, name)
     return client.create_model_version(
@@ -349,7 +364,7 @@ def _create_version(
         run_id=run_id,
         tags={
             CONTENT_TAG: record.content_digest,
-            EVIDENCE_TAG: evidence,
+            EVIDENCE_TAG: digest,
             COMPARISON_TAG: record.comparison_digest,
             **record.verdict,
             **record.tags,

@@ -7,7 +7,8 @@ generator, which dropout uses, is seeded anew for each step.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -74,7 +75,7 @@ def fit(
     Best is the highest validation accuracy; among equals the lowest validation loss, then the earliest.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or the network has no deterministic kernel on this device.
     """
     loop = _Loop(network, train, modality, preprocessing, settings, seed, head)
     history: list[Epoch] = []
@@ -82,8 +83,9 @@ def fit(
     best_logits = np.empty((0, 0))
     val_labels = val.labels.cpu().numpy()
     for epoch in range(settings.epochs):
-        train_loss, train_accuracy = loop.train_epoch(epoch)
-        logits = predict_logits(network, val.inputs, modality, preprocessing, settings.batch_size)
+        with _kernels_explained():
+            train_loss, train_accuracy = loop.train_epoch(epoch)
+            logits = predict_logits(network, val.inputs, modality, preprocessing, settings.batch_size)
         scored = metrics.score(metrics.softmax(logits), val_labels)
         history.append(
             Epoch(
@@ -214,6 +216,21 @@ def _optimizer(network: nn.Module, head: list[str], settings: Finetune) -> torch
             for (in_head, decays), parameters in groups.items()
         ]
     )
+
+
+@contextmanager
+def _kernels_explained() -> Iterator[None]:
+    """torch refuses a kernel whose result changes from run to run, in words for those who write networks."""
+    try:
+        yield
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise TrainingError(
+            f"this model cannot be trained repeatably on a GPU: {operation} has no deterministic implementation there; "
+            "set `finetune.device` to cpu, or choose another `finetune.model`"
+        ) from None
 
 
 def _finite(loss: Tensor, epoch: int, index: int) -> float:

@@ -209,6 +209,11 @@ def _too_few(accepted: pd.DataFrame, rules: Validate) -> list[str]:
                 f"too few {split} images in {len(short)} of {len(labels)} classes ({shown}; "
                 f"`validate.min_images_per_class.{split}` asks for {needed})"
             )
+    if problems:
+        problems[-1] += (
+            "; add images, set other shares in `data.test_fraction` and `data.val_fraction`, or give the splits "
+            "yourself (train, val and test folders, or a column `split` in a table)"
+        )
     return problems
 
 

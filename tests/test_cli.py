@@ -1,9 +1,12 @@
 """The command line: help for everything, one line for a mistake, the documented exit codes."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -133,7 +136,7 @@ def test_a_locked_workspace_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> No
         [],
     ]
 
-    def locked_twice(_command: list[str], lines: list[str], _log: object) -> int:
+    def locked_twice(_command: list[str], lines: list[str], *_: object) -> int:
         lines += answers.pop(0)
         return 1 if lines else 0
 
@@ -157,6 +160,11 @@ def test_an_interruption_stops_the_stage_and_its_children(tmp_path: Path) -> Non
         pipeline._run([sys.executable, "-c", code], [], interrupt)
     alive = subprocess.run(["pgrep", "-f", f"touch {marker}"], capture_output=True, check=False)
     assert alive.returncode == 1
+
+
+def test_a_stage_that_takes_too_long_is_stopped() -> None:
+    with pytest.raises(WorkspaceError, match=r"was stopped after .* hours; raise `flow\.stage_timeout_hours`"):
+        pipeline._run([sys.executable, "-c", "import time; time.sleep(60)"], [], print, timeout_seconds=0.5)
 
 
 # A run is a commit
@@ -204,3 +212,108 @@ def test_status_says_that_the_registry_is_down_and_goes_on() -> None:
         "Registry    MLflow at x failed: no connection",
     ]
     assert json.dumps(found)
+
+
+def test_a_missing_data_source_is_said_with_the_way_out(here: Path) -> None:
+    (here / ".dvc").mkdir()
+    (here / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
+    change_params(here / "params.yaml", {"data.source": "data/nope"})
+    for command in ("retrain", "validate"):
+        result = call(command)
+        assert result.exit_code == 3
+        assert "the data source data/nope does not exist; set `data.source` in params.yaml" in result.stderr
+
+
+def test_an_old_report_is_not_shown_as_this_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "reports").mkdir()
+    (here / "reports" / "validation.json").write_text('{"passed": true}')
+
+    def fail_in_ingest(_target: str, log: Callable[[str], None], **_options: object) -> None:
+        log("Running stage 'ingest':")
+        raise DataError("the data source holds no examples")
+
+    monkeypatch.setattr(pipeline, "reproduce", fail_in_ingest)
+    monkeypatch.setattr(pipeline, "require_source", lambda source: None)
+    result = call("validate", "--json")
+    assert (result.exit_code, result.stdout) == (3, "")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_has_its_exit_code(
+    here: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, code: int
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(pipeline, "require_source", lambda source: None)
+    monkeypatch.setattr(pipeline, "reproduce", lambda *arguments, **options: os.kill(os.getpid(), sent))
+    try:
+        assert call("validate").exit_code == code
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_lock_is_waited_for_when_dvc_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dvc.lock import LockError
+
+    monkeypatch.setattr(pipeline, "_SECONDS_BETWEEN_LOCK_ATTEMPTS", 0.0)
+    monkeypatch.chdir(ROOT)
+    answers = [LockError("busy"), LockError("busy"), "answer"]
+
+    def question(_repo: object) -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    assert pipeline._ask(question) == "answer"
+
+
+def test_code_that_git_does_not_know_is_refused(repository: Path) -> None:
+    (repository / "tasks").mkdir()
+    (repository / "tasks" / "new.py").write_text("1\n")
+    with pytest.raises(WorkspaceError, match=r"tasks/new\.py changed since the last commit"):
+        commits.require_clean_code()
+
+
+def test_a_project_may_lie_in_a_folder_of_a_repository(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repository / "deep").mkdir()
+    (repository / "deep" / "params.yaml").write_text("a: 1\n")
+    subprocess.run(["git", "add", "--all"], check=True)
+    subprocess.run(["git", "commit", "--quiet", "--message", "deep"], check=True)
+    monkeypatch.chdir(repository / "deep")
+    (repository / "deep" / "params.yaml").write_text("a: 2\n")
+    commits.require_clean_code()
+    before = commits.head()
+    assert commits.commit_run("A run") != before
+
+
+def test_data_that_nobody_else_could_get_is_refused(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = {"data/mine": None, "data/digits": "sample", "data/photos": "data/photos.dvc"}
+    monkeypatch.setattr(pipeline, "_owner_of", owners.get)
+    pipeline.require_tracked_source("data/digits")
+    with pytest.raises(WorkspaceError, match=r"`dvc add data/mine` first"):
+        pipeline.require_tracked_source("data/mine")
+    (repository / "data" / "photos").mkdir(parents=True)
+    monkeypatch.setattr(pipeline, "is_unchanged", lambda target: False)
+    with pytest.raises(WorkspaceError, match=r"data/photos has changed since data/photos\.dvc was written"):
+        pipeline.require_tracked_source("data/photos")
+
+
+@pytest.mark.parametrize("kind", list(ERRORS_BY_EXIT_CODE.values()))
+def test_the_flow_retries_what_may_help_and_nothing_else(
+    kind: type[RefitError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import policy
+
+    monkeypatch.setattr(policy, "RETRY_DELAYS_SECONDS", [0.0, 0.0])
+    calls: list[int] = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise kind("x")
+
+    with pytest.raises(kind):
+        policy.retried(fail, lambda message: None)
+    assert len(calls) == (3 if kind.retryable else 1)
+    from prefect.states import Failed
+
+    assert policy.may_help(None, None, Failed(data=kind("x"))) == kind.retryable  # type: ignore[arg-type]

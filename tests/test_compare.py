@@ -14,7 +14,7 @@ from tasks import evidence, paths, probe, tracking
 from tasks.compare import compare
 from tasks.decision import changes, comparison_markdown
 from tasks.errors import EvidenceError, WorkspaceError
-from tasks.params import as_dict, load_params
+from tasks.params import load_params, public
 from tasks.publish import sha256_of_file
 from tasks.register import register_candidate
 
@@ -40,7 +40,7 @@ def test_the_bundle_names_everything_a_decision_rests_on(trained: Path) -> None:
     }  # fmt: skip
     assert content["dvc_lock_sha256"] == sha256_of_file(paths.LOCK)
     assert content["environment"] == card["environment"]
-    assert content["params"] == as_dict(load_params())
+    assert content["params"] == public(load_params())
     assert content["comparison"]["champion"] is None
     assert content["comparison"]["verdict"] == version.tags["refit.verdict"]
     assert content["model_files"]["artifacts/model.safetensors"] == card["weights_sha256"]
@@ -62,8 +62,9 @@ def test_without_a_comparison_nothing_is_registered(trained: Path) -> None:
 
 
 def test_a_comparison_of_other_weights_is_no_evidence(trained: Path) -> None:
-    card = json.loads(paths.MODEL_CARD.read_text())
-    paths.MODEL_CARD.write_text(json.dumps(card | {"weights_sha256": "0" * 64}))
+    comparison = json.loads(paths.COMPARISON.read_text())
+    comparison["candidate"]["weights_sha256"] = "0" * 64
+    paths.COMPARISON.write_text(json.dumps(comparison))
     with pytest.raises(EvidenceError, match="about another model"):
         register_candidate()
 

@@ -19,7 +19,7 @@ from tasks.errors import CheckpointError, DownloadError, WorkspaceError
 from tasks.params import Params
 from tasks.publish import sha256_of_file
 
-from .conftest import ROOT
+from .conftest import ROOT, change_params
 
 
 @pytest.fixture
@@ -152,6 +152,47 @@ def test_a_download_is_verified_and_not_repeated(server: Server, edit_params: Ca
     fetch.main()
     assert paths.BASE_WEIGHTS.read_bytes() == server.content
     assert server.requests == [None]
+
+
+def test_a_download_with_another_digest_is_fetched_anew(server: Server, edit_params: Callable[..., Params]) -> None:
+    edit_params(checkpoint__uri=server.url, checkpoint__sha256=sha256(server.content))
+    right, server.content = server.content, server.content[::-1]
+    with pytest.raises(CheckpointError, match="it was changed or damaged"):
+        fetch.main()
+    server.content = right
+    fetch.main()
+    assert server.requests == [None, None]
+    assert paths.BASE_WEIGHTS.read_bytes() == right
+
+
+def test_the_pin_of_the_embedded_checkpoint_on_another_file_is_recognised(project: Path, weights: Path) -> None:
+    (project / "base").symlink_to(ROOT / "base")
+    change_params(project / "params.yaml", {"checkpoint.uri": f"file:{weights}"})
+    with pytest.raises(CheckpointError, match=r"set checkpoint\.sha256 to null or to that file's digest"):
+        fetch.main()
+    assert weights.exists()
+
+
+def test_the_query_of_an_address_is_neither_stored_nor_shown(
+    server: Server, edit_params: Callable[..., Params], capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_params(checkpoint__uri=f"{server.url}?token=hunter2", checkpoint__sha256=sha256(server.content))
+    fetch.main()
+    assert card()["uri"] == server.url
+    edit_params(checkpoint__sha256="0" * 64)
+    with pytest.raises(CheckpointError) as wrong:
+        fetch.main()
+    server.status = 404
+    with pytest.raises(DownloadError) as refused:
+        fetch.main()
+    shown = capsys.readouterr()
+    assert "hunter2" not in f"{wrong.value} {refused.value} {shown.out} {shown.err}"
+
+
+def test_a_file_in_the_place_of_the_downloads_is_named(project: Path) -> None:
+    (project / ".refit").write_text("")
+    with pytest.raises(WorkspaceError, match=r"cannot make the folder \.refit/downloads/"):
+        download.download("https://example.org/x")
 
 
 @pytest.mark.parametrize("cut", [1, 70_000])

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tasks import ingest
+from tasks import ingest, inspection
 from tasks.ingest import build_manifest, split_of
 from tasks.modality.image_file import inspect
 from tasks.params import Data, Params, load_params
@@ -126,7 +126,7 @@ def test_every_bad_file_becomes_a_row_with_a_reason(images: Path) -> None:
 
 def test_a_decoder_that_crashes_takes_only_its_own_file(images: Path) -> None:
     examples = list_examples(images, images.parent / "unpacked")
-    results = list(ingest._in_processes(crash_on_the_third, examples))
+    results = list(inspection._in_processes(crash_on_the_third, examples))
     assert [result["error"] for result in results[:4]] == [None, None, "the decoder crashed on it", None]
     assert len(results) == len(examples)
 
@@ -164,3 +164,30 @@ def test_the_hash_is_the_same_on_every_machine(tmp_path: Path) -> None:
     found, flat = inspect(tmp_path / "a.png"), inspect(tmp_path / "flat.png")
     assert (found.phash, found.group) == ("800f3f3c78716766", "0033")
     assert (flat.phash, flat.group) == ("8000000000000000", "0000")
+
+
+def test_a_content_is_inspected_only_once(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_params().data
+    bad_files(images / "cat")
+    first = manifest_of(images, data)
+    decoded: list[str] = []
+    original = inspection._in_processes
+
+    def counted(function: object, fresh: list[Example]) -> object:
+        decoded.extend(example.path.name for example in fresh)
+        return original(function, fresh)
+
+    monkeypatch.setattr(inspection, "_in_processes", counted)
+    draw(4000).save(images / "dog" / "new.png")
+    (images / "dog" / "001.png").rename(images / "cat" / "moved.png")
+    second = manifest_of(images, data)
+    assert set(decoded) == {"new.png", "empty.jpg", "pipe.png", "gone.png"}, "the new one, and what has no content"
+    kept = second[second["path"].isin(first["path"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, first[first["path"].isin(kept["path"])].reset_index(drop=True))
+
+
+def test_what_is_known_is_of_this_code_only(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest_of(images, load_params().data)
+    assert len(inspection.recall("image")) == 24
+    monkeypatch.setattr(inspection, "sha256_of_file", lambda path: "f" * 64)
+    assert inspection.recall("image") == {}

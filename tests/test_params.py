@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import ParamsError
-from tasks.params import PARAMS_SCHEMA, as_dict, load_params, schema
+from tasks.params import PARAMS_SCHEMA, as_dict, load_params, read_yaml, schema, without_credentials
 
 from .conftest import ROOT, change_params
 
@@ -57,6 +57,8 @@ def test_the_schema_in_the_repository_is_that_of_the_code() -> None:
         ),
         ("register.model_name", "a/b", "`register.model_name`"),
         ("register.tracking_uri", "http://me:secret@host", "MLFLOW_TRACKING_URI"),
+        ("register.tracking_uri", "postgresql://secret@host/db", "MLFLOW_TRACKING_URI"),
+        ("checkpoint.uri", "https://me:secret@host/x", "`checkpoint.uri` holds a user or password"),
     ],
 )
 def test_a_mistake_is_named(project: Path, key: str, value: object, expected: str) -> None:
@@ -118,6 +120,32 @@ def test_a_missing_file_and_a_missing_key_are_named(project: Path) -> None:
     (project / "params.yaml").unlink()
     with pytest.raises(ParamsError, match="is missing; run this in the project's root folder"):
         load_params()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:secret@host:80/a/b@c?token=secret#x", "https://host:80/a/b@c"),
+        ("postgresql+psycopg2://me:s@cret@host/db?password=secret", "postgresql+psycopg2://host/db"),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+        ("file:what?#.safetensors", "file:what?#.safetensors"),
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    assert without_credentials(url) == shown
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/own-data.md"])
+def test_the_edits_that_the_documentation_shows_work_as_they_are(project: Path, page: str) -> None:
+    text = (ROOT / page).read_text().split("```yaml\n", 1)[1].split("```", 1)[0]
+    (project / "edits.yaml").write_text(text)
+    edits = read_yaml(project / "edits.yaml")
+    change_params(
+        project / "params.yaml", {f"{name}.{key}": value for name, keys in edits.items() for key, value in keys.items()}
+    )
+    params = load_params()
+    assert params.checkpoint.uri.startswith("torchvision:")
+    assert params.checkpoint.sha256 is None, "the pin of the embedded checkpoint would refuse it"
 
 
 def test_numbers_are_read_as_dvc_reads_them(project: Path) -> None:

@@ -4,133 +4,22 @@ One DAG, two drivers: `dvc repro` in one clone, the flow in another; both must l
 """
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 
 from tasks.params import read_yaml
 from tasks.paths import STAGE_OUTPUTS
 
-from .conftest import ROOT, change_params
+from .conftest import change_params
+from .services import clone, dvc, environment, mlflow_server, origin, prefect_api, refit, run
 
-SECONDS_TO_START = 240  # a slow machine's first start of a server
-IDENTITY = {
-    "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org", "GIT_COMMITTER_NAME": "t",
-    "GIT_COMMITTER_EMAIL": "t@example.org", "GIT_CONFIG_GLOBAL": os.devnull,
-}  # fmt: skip
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
-    return {
-        **kept, **IDENTITY, "HOME": str(home), "PREFECT_HOME": str(home / ".prefect"), "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(SECONDS_TO_START),
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", **more,
-    }  # fmt: skip
-
-
-def run(*command: str, cwd: Path, env: dict[str, str], expected: int = 0) -> str:
-    result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
-    assert result.returncode == expected, f"{command}: {result.stdout}\n{result.stderr}"
-    return result.stdout + result.stderr
-
-
-def refit(*arguments: str, cwd: Path, env: dict[str, str], expected: int = 0) -> str:
-    return run(sys.executable, "-m", "flows", *arguments, cwd=cwd, env=env, expected=expected)
-
-
-def dvc(*arguments: str, cwd: Path, env: dict[str, str]) -> str:
-    return run(sys.executable, "-m", "dvc", *arguments, cwd=cwd, env=env)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def serve(command: list[str], health: str, cwd: Path, env: dict[str, str]) -> Iterator[None]:
-    with (
-        (cwd / "server.log").open("w") as log,
-        subprocess.Popen(
-            command, cwd=cwd, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        ) as server,
-    ):
-        try:
-            deadline = time.monotonic() + SECONDS_TO_START
-            while True:
-                try:
-                    urlopen(health, timeout=5).close()
-                    break
-                except (URLError, OSError):
-                    assert server.poll() is None, (cwd / "server.log").read_text()
-                    assert time.monotonic() < deadline, (cwd / "server.log").read_text()
-                    time.sleep(0.5)
-            yield
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            try:
-                server.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Prefect server."""
-    home, port = tmp_path_factory.mktemp("prefect"), free_port()
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    settings = environment(home, PREFECT_SERVER_ANALYTICS_ENABLED="false", PREFECT_UI_ENABLED="false")
-    for _ in serve(command, f"http://127.0.0.1:{port}/api/health", home, settings):
-        yield f"http://127.0.0.1:{port}/api"
-
-
-@pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real MLflow server."""
-    home, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts"),
-    ]  # fmt: skip
-    settings = environment(home, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-    for _ in serve(command, f"http://127.0.0.1:{port}/health", home, settings):
-        yield f"http://127.0.0.1:{port}"
-
-
-@pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with this code and quick params, as a team would clone it."""
-    origin, home = tmp_path_factory.mktemp("origin"), tmp_path_factory.mktemp("home")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/")) and name != "dvc.lock":
-            (origin / name).parent.mkdir(parents=True, exist_ok=True)
-            (origin / name).write_bytes((ROOT / name).read_bytes())
-    change_params(origin / "params.yaml", {"finetune.epochs": 1, "evaluate.bootstrap_samples": 100})
-    env = environment(home)
-    run("git", "init", "--quiet", cwd=origin, env=env)
-    run("git", "add", "--all", cwd=origin, env=env)
-    run("git", "commit", "--quiet", "--message", "start", cwd=origin, env=env)
-    return origin
-
-
-def clone(origin: Path, target: Path) -> Path:
-    run("git", "clone", "--quiet", str(origin), str(target), cwd=origin, env=environment(origin))
-    return target
+__all__ = ["mlflow_server", "origin", "prefect_api"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -224,8 +113,6 @@ def test_the_flow_run_tells_its_story_in_prefect(by_flow: tuple[Path, dict[str, 
 
 
 def post(api: str, path: str) -> list[dict[str, Any]]:
-    from urllib.request import Request
-
     body = json.dumps({"limit": 200}).encode()
     request = Request(f"{api}/{path}", body, {"Content-Type": "application/json"})
     with urlopen(request, timeout=30) as answer:
@@ -308,3 +195,60 @@ def test_code_that_is_not_committed_is_no_proof(by_flow: tuple[Path, dict[str, s
     said = refit("retrain", "--commit", cwd=folder, env=env, expected=8)
     assert "tasks/finetune.py changed since the last commit" in said
     source.write_text(before)
+
+
+def test_the_first_clean_commit_takes_over_a_version_made_before_it(
+    by_flow: tuple[Path, dict[str, str], dict[str, Any]], origin: Path, tmp_path: Path
+) -> None:
+    """`refit retrain`, then `refit retrain --commit`: the version names the commit that holds its dvc.lock."""
+    folder = clone(origin, tmp_path / "late")
+    env = by_flow[1] | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/late.db"}
+    dvc("remote", "add", "--default", "--local", "storage", str(by_flow[0].parent / "storage"), cwd=folder, env=env)
+    first = json.loads(run_quietly("retrain", "--json", cwd=folder, env=env))
+    second = json.loads(run_quietly("retrain", "--commit", "--json", cwd=folder, env=env))
+    assert second["version"] == first["version"]
+    assert not second["is_new"]
+    assert second["git_commit"] == run("git", "rev-parse", "HEAD", cwd=folder, env=env).strip() != first["git_commit"]
+    assert "dvc.lock" in run("git", "show", "--name-only", "--format=", "HEAD", cwd=folder, env=env)
+
+
+def run_quietly(*arguments: str, cwd: Path, env: dict[str, str]) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", "flows", *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_a_prefect_server_that_is_down_is_said_in_one_line(by_dvc: Path) -> None:
+    env = environment(by_dvc.parent, PREFECT_API_URL="http://127.0.0.1:9/api")
+    said = refit("retrain", cwd=by_dvc, env=env, expected=12)
+    assert said.startswith("error: the Prefect server at http://127.0.0.1:9/api does not answer")
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_a_terminated_command_takes_its_stage_along(by_dvc: Path) -> None:
+    env = environment(by_dvc.parent)
+    manifest = by_dvc / "data" / "manifest.parquet"
+    before = manifest.read_bytes()
+    manifest.unlink()
+    (by_dvc / ".dvc" / "cache").rename(by_dvc / ".dvc" / "cache.away")  # so that it has to run
+    command = [sys.executable, "-m", "flows", "validate"]
+    with subprocess.Popen(command, cwd=by_dvc, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("> python -m tasks."):
+                process.send_signal(signal.SIGTERM)
+                break
+        process.stderr.read()
+    assert process.returncode == 143
+    running = subprocess.run(["pgrep", "-af", "tasks.ingest|tasks.sample"], capture_output=True, text=True, check=False)
+    assert str(by_dvc) not in "".join(str(Path(f"/proc/{pid}/cwd").readlink()) for pid in _pids(running.stdout))
+    (by_dvc / ".dvc" / "cache.away").rename(by_dvc / ".dvc" / "cache")
+    dvc("checkout", "--force", cwd=by_dvc, env=env)
+    assert manifest.read_bytes() == before
+
+
+def _pids(listing: str) -> list[str]:
+    found = [line.split()[0] for line in listing.splitlines()]
+    return [pid for pid in found if Path(f"/proc/{pid}/cwd").exists()]

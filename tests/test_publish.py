@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from tasks import errors
+from tasks import errors, paths
 from tasks.errors import ERRORS_BY_EXIT_CODE, RefitError, WorkspaceError
 from tasks.publish import publish_json, publish_table, publish_text, publishing, sha256_of_json
 
@@ -51,6 +55,14 @@ def test_a_read_only_folder_is_named(read_only_folder: Path) -> None:
     assert list(read_only_folder.iterdir()) == []
 
 
+def test_weights_that_cannot_be_written_are_named(read_only_folder: Path) -> None:
+    with (
+        pytest.raises(WorkspaceError, match=rf"cannot write .*Permission denied.*make {read_only_folder}/ writable"),
+        publishing(read_only_folder / "model.safetensors") as partial,
+    ):
+        save_file({"x": np.zeros(1)}, partial)
+
+
 def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "a.txt"
     publish_text(target, "old")
@@ -79,6 +91,30 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         publish_json(tmp_path / "a.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        (lambda: pd.read_parquet(paths.ACCEPTED), "data/accepted.parquet is missing; run `dvc repro validate`"),
+        (paths.BASE_CARD.read_text, "checkpoints/base.json is missing; run `dvc repro fetch`"),
+        (lambda: load_file(paths.BASE_WEIGHTS), "checkpoints/base.safetensors is missing; run `dvc repro fetch`"),
+    ],
+)
+def test_a_missing_input_names_the_stage_that_makes_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    read: Callable[[], Any],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        errors.run_stage(read)
+    assert left.value.code == WorkspaceError.exit_code
+    assert capsys.readouterr().err == f"error: {expected}\n"
+    with pytest.raises(FileNotFoundError):  # a mistake of ours
+        errors.run_stage(lambda: Path("elsewhere").read_text() and None)
 
 
 def test_every_error_has_its_own_exit_code_and_is_drawn() -> None:

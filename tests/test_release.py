@@ -16,7 +16,7 @@ from flows.reproduce import judge
 
 from .conftest import change_params
 from .servers import free_port, serving
-from .test_pipeline import clone, dvc, environment, origin, refit, run
+from .services import clone, dvc, environment, origin, refit, run
 
 __all__ = ["origin"]  # a fixture
 
@@ -65,11 +65,11 @@ def test_the_candidate_was_compared_with_the_champion_by_its_own_code(story: tup
 
 def test_a_script_must_name_the_evidence_that_it_saw(story: tuple[Path, dict[str, str], dict[str, Any]]) -> None:
     folder, env, said = story
-    shown = refit("promote", "2", "--reason", "x", cwd=folder, env=env, expected=11)
+    shown = refit("promote", "2", "--reason", "x", cwd=folder, env=env, expected=14)
     assert f"decide with --evidence {said['digest'][:12]}" in shown
     assert "this registry has no accounts" in shown
     assert "Traceback" not in shown
-    refit("promote", "2", "--reason", "x", "--evidence", "0" * 12, cwd=folder, env=env, expected=11)
+    refit("promote", "2", "--reason", "x", "--evidence", "0" * 12, cwd=folder, env=env, expected=14)
     refit("promote", "99", "--reason", "x", "--evidence", "0" * 12, cwd=folder, env=env, expected=7)
     shown = refit("history", cwd=folder, env=env)
     assert "none -> 1  models:/digits-candidates/1" in shown

@@ -6,15 +6,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import requests
+from sqlalchemy.exc import OperationalError
 
 from tasks import compare, paths, tracking
 from tasks.errors import TrackingError, TrackingUnavailableError, WorkspaceError
-from tasks.params import Params, load_params
+from tasks.params import load_params
 from tasks.register import register_candidate
+
+from .conftest import change_params
 
 
 def client() -> Any:
@@ -114,7 +119,7 @@ def test_a_server_that_cannot_be_reached_loses_nothing(trained: Path, monkeypatc
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError) as caught:
         register_candidate()
-    assert "http://user:…@127.0.0.1:9 failed" in str(caught.value)
+    assert "http://127.0.0.1:9 failed" in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert caught.value.retryable
     assert {path: path.read_bytes() for path in before} == before
@@ -139,6 +144,76 @@ def test_with_nothing_trained_there_is_nothing_to_register(trained: Path) -> Non
     paths.MODEL_WEIGHTS.unlink()
     with pytest.raises(WorkspaceError, match=r"models/model\.safetensors missing; run `dvc repro`"):
         register_candidate()
+
+
+def change_json(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "expected"),
+    [
+        (lambda: change_params(paths.PARAMS, {"finetune.learning_rate": 0.1}), "another seed or `finetune` section"),
+        (lambda: change_json(paths.VALIDATION_SUMMARY, data_digest="0" * 64), "was trained on other data"),
+        (lambda: change_json(paths.EVALUATION, weights_sha256="0" * 64), "measures another model"),
+    ],
+)
+def test_outputs_of_different_runs_are_not_registered_together(
+    trained: Path, break_it: Callable[[], None], expected: str
+) -> None:
+    break_it()
+    with pytest.raises(WorkspaceError, match=rf"nothing was registered: .*{expected}.*run `dvc repro`"):
+        register_candidate()
+    assert not (trained / "mlflow.db").exists()
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_an_interrupted_registration_is_completed_under_another_name(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def lost(*_arguments: Any) -> Any:
+        raise MlflowException("the connection was lost")
+
+    with monkeypatch.context() as patched, pytest.raises(TrackingUnavailableError):
+        patched.setattr(tracking, "_create_version", lost)
+        register_candidate()
+    change_params(paths.PARAMS, {"register.model_name": "animals", "flow.training_attempts": 7})
+    assert register_candidate().version.model_name == "animals-candidates"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        requests.ConnectionError("no route to user:s%40cret@host, s@cret"),
+        OperationalError("select 1", {}, Exception("login failed: s@cret")),
+        PermissionError(13, "Permission denied", "mlruns"),
+    ],
+)
+def test_whatever_mlflow_lets_through_is_one_line_without_the_password(
+    trained: Path, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    def fail(*_arguments: Any, **_options: Any) -> Any:
+        raise failure
+
+    monkeypatch.setattr(MlflowClient, "search_model_versions", fail)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:s%40cret@127.0.0.1:9")
+    with pytest.raises(TrackingUnavailableError, match=r"MLflow at http://127\.0\.0\.1:9 failed: ") as caught:
+        register_candidate()
+    assert "cret" not in str(caught.value)
+
+
+def test_links_hold_no_password(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    run = SimpleNamespace(info=SimpleNamespace(experiment_id="1"))
+    monkeypatch.setattr(MlflowClient, "get_run", lambda *_arguments: run)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@mlflow.example.org/")
+    links = tracking.links(load_params().register, tracking.Version("pets", "1", "abc", {}))
+    assert links["run"] == "http://mlflow.example.org/#/experiments/1/runs/abc"
 
 
 @pytest.mark.usefixtures("no_probe")
@@ -224,7 +299,26 @@ def test_what_the_served_model_accepts() -> None:
         _as_example("/home/me/cat.png")
 
 
-def test_a_model_that_does_not_exist_is_named(trained: Path, edit_params: Callable[..., Params]) -> None:
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        ([[0.5, 1.0]], "whole numbers from 0 to 255, found float64"),
+        ([[True]], "whole numbers from 0 to 255, found bool"),
+        ([], "whole numbers from 0 to 255, found float64"),
+        ([[0, 256]], "whole numbers from 0 to 255, found 0 to 256"),
+        ([[-1, 3]], "whole numbers from 0 to 255, found -1 to 3"),
+        ([[1, 2], [3]], "rows of equal length"),
+        ({"a": 1}, "found object"),
+    ],
+)
+def test_pixels_that_would_be_misread_are_refused(pixels: object, expected: str) -> None:
+    from tasks.serving import _as_example
+
+    with pytest.raises(ValueError, match=expected):
+        _as_example(pixels)
+
+
+def test_a_model_that_does_not_exist_is_named(trained: Path) -> None:
     from tasks.predict import predict_files
 
     picture = next((trained / "data/images/cat").glob("*.png"))

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms import v2
 
-from tasks import evaluate, fetch, finetune, ingest, paths, training, validate
+from tasks import evaluate, fetch, finetune, ingest, legacy, paths, training, validate
 from tasks.classifier import Classifier
 from tasks.errors import CheckpointError, DataError, ParamsError, TrainingError
-from tasks.modality import image
+from tasks.modality import image, image_file
 from tasks.modality.architectures import IMAGE_ARCHITECTURES
 from tasks.params import Augment, Params, load_params
 from tasks.reproducibility import be_deterministic, example_keys
@@ -152,6 +154,35 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         run(examples(), network=network)
 
 
+class Unrepeatable(nn.Module):
+    """Refuses as torch does where it has no deterministic kernel."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(
+            "adaptive_max_pool2d_backward_cuda does not have a deterministic implementation, but you set "
+            "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation, …"
+        )
+
+
+def test_a_network_that_cannot_be_trained_repeatably_is_said_to_be_so() -> None:
+    network = tiny_network()
+    network[0] = Unrepeatable()  # type: ignore[operator]
+    expected = (
+        "adaptive_max_pool2d_backward_cuda has no deterministic implementation there; set `finetune.device` to cpu"
+    )
+    with pytest.raises(TrainingError, match=expected):
+        run(examples(), network=network)
+
+
+def test_the_workspace_of_cublas_is_fixed_unless_the_user_has_done_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    be_deterministic(1, "cpu")
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    be_deterministic(1, "cpu")
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
 def test_the_learning_rate_rises_and_falls() -> None:
     rates = [learning_rate_at(step, 100, 0.1) for step in range(101)]
     assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
@@ -243,8 +274,9 @@ def test_published_weights_bring_their_preprocessing() -> None:
         image.preprocessing_for({"preprocessing": None}, None)
 
 
-def test_a_picture_is_prepared_as_torchvision_would() -> None:
-    picture = draw(4, 90, 60)
+@pytest.mark.parametrize("size", [(90, 60), (61, 47), (40, 41), (17, 100), (20, 25)])
+def test_a_picture_is_prepared_as_torchvision_would(size: tuple[int, int]) -> None:
+    picture = draw(4, *size)
     preset = v2.Compose([v2.Resize(20), v2.CenterCrop(16)])
     expected = np.asarray(preset(picture)).transpose(2, 0, 1)
     assert (image.prepare(encoded(picture), PREPROCESSING | {"resize_size": 20}) == expected).all()
@@ -261,7 +293,7 @@ def test_every_form_of_a_picture_gives_the_same_pixels() -> None:
     reference = image.prepare(encoded(gray), PREPROCESSING)
     forms: list[Any] = [
         encoded(gray.convert("RGB")), encoded(gray.convert("RGBA")), encoded(gray.convert("LA")), np.asarray(gray),
-        np.asarray(gray.convert("RGB")),
+        np.asarray(gray)[:, :, None], np.asarray(gray.convert("RGB")), np.asarray(gray.convert("RGBA")),
     ]  # fmt: skip
     for form in forms:
         assert (image.prepare(form, PREPROCESSING) == reference).all()
@@ -272,10 +304,50 @@ def test_every_form_of_a_picture_gives_the_same_pixels() -> None:
     assert (image.prepare(encoded(turned, exif=exif), PREPROCESSING) == reference).all()
 
 
-@pytest.mark.parametrize("pixels", [np.zeros((4, 4), np.float32), np.zeros(4, np.uint8)])
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((4, 4), np.float32), np.zeros(4, np.uint8), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4), np.uint8),
+        np.zeros((4, 4, 3, 1), np.uint8),
+    ],
+)  # fmt: skip
 def test_pixels_of_another_kind_are_refused(pixels: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="pixels must be"):
+    with pytest.raises(ValueError, match=r"pixels must be \(height, width\) or"):
         image.prepare(pixels, PREPROCESSING)
+
+
+def test_a_picture_like_a_ribbon_is_refused_before_it_is_scaled_up() -> None:
+    ribbon = Image.new("RGB", (8, 8 * image_file.MAX_ASPECT + 1))
+    for picture in (encoded(ribbon), np.asarray(ribbon)):
+        with pytest.raises(ValueError, match="8 x 401 pixels, longer than 50 times its width"):
+            image.prepare(picture, PREPROCESSING)
+    assert image.prepare(encoded(ribbon.crop((0, 0, 8, 400))), PREPROCESSING).shape == (3, 16, 16)
+
+
+def test_counters_of_batch_norms_may_be_missing() -> None:
+    network = image.build_network("shufflenet_v2_x0_5", 3)
+    weights = {name: tensor for name, tensor in network.state_dict().items() if "num_batches" not in name}
+    image.load_backbone(network, weights, image.head_parameters(network, 3), "file:x")
+
+
+def test_a_densenet_is_converted_to_the_names_of_today(tmp_path: Path) -> None:
+    network = image.build_network("densenet121", 3)
+    published = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): tensor
+        for name, tensor in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in published
+    torch.save(published, tmp_path / "published.pth")
+    legacy.convert(tmp_path / "published.pth", tmp_path / "base.safetensors")
+    converted = load_file(tmp_path / "base.safetensors")
+    image.load_backbone(network, converted, image.head_parameters(network, 3), "file:x")
+
+
+@pytest.mark.parametrize("architecture", ["googlenet", "inception_v3"])
+def test_networks_from_tensorflow_get_the_range_of_inputs_that_they_were_trained_with(architecture: str) -> None:
+    with torch.device("meta"):
+        assert image.build_network(architecture, 3).transform_input is True
 
 
 def test_no_augmentation_changes_nothing() -> None:
@@ -370,6 +442,15 @@ def test_a_base_that_was_swapped_stops_the_training(images: Path, edit_params: C
     set_up(images, edit_params)
     save_file({"x": torch.ones(1)}, paths.BASE_WEIGHTS)
     with pytest.raises(CheckpointError, match="run `dvc repro -f fetch`"):
+        finetune.main()
+
+
+def test_images_too_small_for_the_model_are_said_to_be_so(images: Path, edit_params: Callable[..., Params]) -> None:
+    set_up(images, edit_params, finetune__model="vit_b_16")
+    with pytest.raises(ParamsError, match=r"vit_b_16 does not take images of 32x32 .*set `finetune\.image_size`"):
+        finetune.main()
+    edit_params(finetune__model="alexnet")
+    with pytest.raises(ParamsError, match=r"alexnet does not take images of 32x32 .*Output size is too small"):
         finetune.main()
 
 

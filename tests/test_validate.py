@@ -85,6 +85,7 @@ def test_a_row_may_break_several_rules(project: Path) -> None:
             "5 of 65 images are rejected (7.7%, `validate.max_rejected_fraction` allows 5.0%)",
         ),
         ([{"label": "cow"}], "too few train images in 1 of 3 classes (cow: 0; `validate.min"),
+        ([{"label": "cow"}], "add images, set other shares in `data.test_fraction` and `data.val_fraction`, or give"),
     ],
 )
 def test_the_set_stops_the_run(project: Path, changed: list[dict[str, Any]], expected: str) -> None:

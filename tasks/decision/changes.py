@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,8 +104,5 @@ def _pictures(rows: pd.DataFrame, card: Mapping[str, Any]) -> list[str]:
     if rows.empty:
         return []
     networks = modality.networks(card["modality"])
-    files = list(zip(rows["path"], rows["sha256"], strict=True))
-    examples = networks.read_examples(files, card["preprocessing"], "read disagreements")
-    return [
-        "data:image/png;base64," + base64.b64encode(networks.as_png(example.numpy())).decode() for example in examples
-    ]
+    examples = [networks.prepare(Path(name).read_bytes(), card["preprocessing"]) for name in rows["path"]]
+    return ["data:image/png;base64," + base64.b64encode(networks.as_png(example)).decode() for example in examples]

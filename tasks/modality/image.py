@@ -95,7 +95,9 @@ def build_network(architecture: str, num_outputs: int, head_dropout: float = 0.0
     """A network with random weights: (n, 3, height, width) float32 -> logits (n, num_outputs)."""
     options: dict[str, Any] = {}
     if architecture in ("googlenet", "inception_v3"):
-        options = {"aux_logits": False, "init_weights": True}
+        # Their published weights come from TensorFlow and want its range of inputs; torchvision sets
+        # transform_input whenever it loads them. Always set here, it follows from the architecture alone.
+        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
     network: nn.Module = torchvision.models.get_model(
         architecture, weights=None, num_classes=num_outputs, **options
     ).to(memory_format=torch.channels_last)
@@ -127,6 +129,8 @@ def _head(network: nn.Module, num_outputs: int) -> tuple[str, nn.Module]:
 def load_backbone(network: nn.Module, weights: dict[str, Tensor], head: Sequence[str], origin: str) -> None:
     """Put pretrained weights into `network`, all but the parameters named in `head`.
 
+    The counters `num_batches_tracked` of batch norms may be missing, as in checkpoints older than them (2018).
+
     Raises:
         CheckpointError: any other difference between the two, listed from both sides, or weights that are not
             finite.
@@ -135,7 +139,7 @@ def load_backbone(network: nn.Module, weights: dict[str, Tensor], head: Sequence
     offered = {
         name: tensor for name, tensor in weights.items() if name not in head and not name.startswith(_AUXILIARY_HEADS)
     }
-    missing = sorted(wanted.keys() - offered.keys())
+    missing = sorted(name for name in wanted.keys() - offered.keys() if not name.endswith(".num_batches_tracked"))
     unknown = sorted(offered.keys() - wanted.keys())
     reshaped = [
         f"{name} {tuple(offered[name].shape)} instead of {wanted[name]}"
@@ -181,25 +185,31 @@ def prepare(picture: bytes | np.ndarray, preprocessing: dict[str, Any]) -> np.nd
     """One picture as the network's square (3, crop_size, crop_size) uint8.
 
     Args:
-        picture: an encoded file, or pixels as (height, width) or (height, width, 3) uint8.
+        picture: an encoded file, or pixels as (height, width), or (height, width, channels) with 1 channel
+            (gray), 3 (RGB) or 4 (RGBA), uint8.
 
     Raises:
         ValueError: the picture cannot be read; the message is for the user.
     """
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
-            raise ValueError(f"pixels must be (height, width[, 3]) uint8, found {picture.shape} {picture.dtype}")
-        image = Image.fromarray(picture)
-    else:
-        image = image_file.decode(picture)
+    image = _from_pixels(picture) if isinstance(picture, np.ndarray) else image_file.decode(picture)
     rgb = image_file.to_rgb(image)
     resize, crop = preprocessing["resize_size"], preprocessing["crop_size"]
-    shorter = min(rgb.size)
-    scaled = (max(crop, round(rgb.width * resize / shorter)), max(crop, round(rgb.height * resize / shorter)))
-    rgb = rgb.resize(scaled, Image.Resampling[preprocessing["interpolation"].upper()])
-    left, top = (rgb.width - crop) // 2, (rgb.height - crop) // 2
+    width, height = (max(crop, side * resize // min(rgb.size)) for side in rgb.size)
+    rgb = rgb.resize((width, height), Image.Resampling[preprocessing["interpolation"].upper()])
+    left, top = round((width - crop) / 2), round((height - crop) / 2)  # rounded as torchvision does
     square = rgb.crop((left, top, left + crop, top + crop))
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # (3, crop, crop) uint8
+
+
+def _from_pixels(pixels: np.ndarray) -> Image.Image:
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3, 4) or not pixels.size:
+        raise ValueError(
+            f"pixels must be (height, width) or (height, width, 1, 3 or 4) uint8, found {pixels.shape} {pixels.dtype}"
+        )
+    image = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and channels == 1 else pixels)
+    image_file.refuse_ribbon(image)
+    return image
 
 
 def network_input(examples: Tensor, preprocessing: dict[str, Any]) -> Tensor:

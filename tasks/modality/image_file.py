@@ -19,6 +19,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000  # 300 MB once decoded to RGB
 MAX_BYTES = 256 * 1024 * 1024
+MAX_ASPECT = 50
+"""The longest shape, as long side by short side. A network sees a square of the picture whose shorter side is scaled
+to it first: at 1:2500, a PNG of a few kilobytes would become 1.4 GB of pixels on the way."""
 
 _HASH_SIDE = 32
 
@@ -60,12 +63,13 @@ def decode(content: bytes) -> Image.Image:
     """Decode an image completely and turn it upright.
 
     Raises:
-        ValueError: no image, damaged, or too large; the message is for the user.
+        ValueError: no image, damaged, too large, or too long; the message is for the user.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} in all")
+            refuse_ribbon(image)
             image.load()
             upright = ImageOps.exif_transpose(image)
             upright.format = image.format
@@ -79,6 +83,12 @@ def decode(content: bytes) -> Image.Image:
     except Exception as error:  # decoders raise whatever they like on damaged input
         reason = re.sub(r"<[^>]* at 0x[0-9a-f]+>", "the file", str(error)) or type(error).__name__
         raise ValueError(f"damaged image: {reason}") from None
+
+
+def refuse_ribbon(image: Image.Image) -> None:
+    """Raise ValueError for a picture that is more than MAX_ASPECT times as long as it is wide, or the reverse."""
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels, longer than {MAX_ASPECT} times its width")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

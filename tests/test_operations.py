@@ -1,0 +1,216 @@
+"""What an operator relies on: notifications that arrive, orphans that are found, one retraining at a time."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from tasks.changes import changes_markdown, data_changes
+from tasks.params import read_yaml
+
+from .conftest import ROOT, change_params, write_image_folder
+from .services import environment, prefect_api, refit, run
+from .test_validate import manifest
+
+__all__ = ["prefect_api"]
+
+SECONDS_TO_ARRIVE = 90
+
+
+class Sink(ThreadingHTTPServer):
+    """An HTTP address that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.received: Queue[dict[str, Any]] = Queue()
+        super().__init__(("127.0.0.1", 0), _Keep)
+
+
+class _Keep(BaseHTTPRequestHandler):
+    server: Sink
+
+    def do_POST(self) -> None:
+        self.server.received.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def sink() -> Iterator[Sink]:
+    with Sink() as running:
+        Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture(scope="module")
+def env(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return environment(tmp_path_factory.mktemp("operator"), PREFECT_API_URL=prefect_api)
+
+
+MAKE_BLOCK = """
+import sys
+from prefect.blocks.notifications import CustomWebhookNotificationBlock as Webhook
+message = {"subject": "{{subject}}", "body": "{{body}}"}
+Webhook(name="sink", url=sys.argv[1], json_data=message).save("sink", overwrite=True)
+"""
+
+EMIT = """
+import sys
+from prefect import flow
+from prefect.events import emit_event
+from tasks.errors import TrainingError
+
+resource = {"prefect.resource.id": "refit.model.pets", "prefect.resource.name": "pets"}
+for event in ("refit.data.rejected", "refit.candidate.waiting", "refit.model.promoted"):
+    emit_event(event, resource=resource, payload={"message": f"about {event}"})
+
+@flow(name="retrain", flow_run_name="retrain pets today")
+def retrain():
+    raise TrainingError("the loss is nan")
+
+try:
+    retrain()
+except TrainingError:
+    pass
+"""
+
+
+def test_notifications_arrive(env: dict[str, str], sink: Sink) -> None:
+    def python(code: str, *arguments: str) -> None:
+        run(sys.executable, "-c", code, *arguments, cwd=ROOT, env=env)
+
+    python(MAKE_BLOCK, f"http://127.0.0.1:{sink.server_port}/hook")
+    for _ in range(2):  # applied again, it replaces: nobody is told twice
+        said = refit("notifications", "custom-webhook/sink", cwd=ROOT, env=env)
+    assert len(said.splitlines()) == len(read_yaml(ROOT / "deploy/automations.yaml"))
+    python(EMIT)
+    received = [sink.received.get(timeout=SECONDS_TO_ARRIVE) for _ in range(4)]
+    messages = {message["subject"]: message["body"] for message in received}
+    assert messages["pets: data rejected"] == "about refit.data.rejected"
+    assert messages["pets: a candidate waits for review"] == "about refit.candidate.waiting"
+    assert messages["pets: a new champion"] == "about refit.model.promoted"
+    assert "the loss is nan" in messages["retrain pets today: Failed"]
+    assert len(received) == len(messages) == 4
+
+
+def test_a_block_that_is_not_there_is_named(env: dict[str, str]) -> None:
+    said = refit("notifications", "slack-webhook/nobody", cwd=ROOT, env=env, expected=2)
+    assert "the Prefect server has no block 'slack-webhook/nobody'" in said
+    assert "Traceback" not in said
+
+
+ORPHAN = """
+from prefect import flow, get_client
+from prefect.states import Running
+from uuid import UUID
+
+@flow(name="retrain")
+def retrain():
+    from flows.liveness import reconcile
+    return reconcile(silence_seconds=0)
+
+with get_client(sync_client=True) as client:
+    orphan = client.create_flow_run(retrain, name="orphan", state=Running())
+    print(retrain())
+    state = client.read_flow_run(orphan.id).state
+    print(state.type.value, state.message)
+    print(retrain())
+"""
+
+
+def test_a_run_whose_process_is_gone_is_found(env: dict[str, str]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", ORPHAN], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    first, state, again = result.stdout.splitlines()
+    assert first == "['orphan']"
+    assert state == "CRASHED it stopped reporting: its worker is gone"
+    assert again == "[]"
+
+
+def test_runs_of_dead_flows_are_closed_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    from tasks import tracking
+    from tasks.params import load_params
+
+    monkeypatch.chdir(ROOT)
+    settings = load_params().register
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    assert tracking.end_runs(settings, lambda run_id: True) == []
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.create_experiment(settings.experiment, artifact_location=str(tmp_path / "artifacts"))
+    made = {
+        name: client.create_run(experiment, tags={tracking.FLOW_RUN_TAG: name}, run_name=name)
+        for name in ("dead", "alive")
+    }
+    other = client.create_run(experiment, run_name="somebody else's")
+    assert tracking.end_runs(settings, lambda run_id: run_id == "dead") == ["dead"]
+    assert client.get_run(made["dead"].info.run_id).info.status == "KILLED"
+    for run_ in (made["alive"], other):
+        assert client.get_run(run_.info.run_id).info.status == "RUNNING"
+
+
+def test_two_retrainings_of_one_model_never_race() -> None:
+    deployments = {entry["name"]: entry for entry in read_yaml(ROOT / "prefect.yaml")["deployments"]}
+    assert deployments["scheduled"]["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    assert deployments["scheduled"]["parameters"] == {"deliver": "branch"}
+    assert deployments["gpu"]["work_pool"]["name"] == "gpu"
+
+
+def test_what_changed_in_the_data(project: Path) -> None:
+    before = manifest()
+    after = manifest({"sha256": "a" * 64, "path": "data/new.png"})
+    after = after[after["path"] != "data/3.png"].copy()
+    after.loc[after["path"] == "data/4.png", "label"] = "cat"
+    after.loc[after["path"] == "data/6.png", "path"] = "data/renamed.png"  # the same content elsewhere is no news
+    changes = data_changes(before, after)
+    assert (changes.before, changes.after) == (60, 60)
+    assert (changes.added, changes.removed, changes.relabelled) == (1, 1, 1)
+    text = changes_markdown(changes, "data/photos")
+    assert "60 images (before: 60): 1 added, 1 removed, 1 relabelled" in text
+    assert "relabelled: data/4.png (dog is now cat)" in text
+    assert data_changes(None, after).added == 60
+    assert data_changes(after, after).added == 0
+
+
+def test_a_cluster_gives_the_same_manifest(env: dict[str, str], project: Path) -> None:
+    """Inspected by Dask workers, then ingested: not one decode is left, and the manifest has the same bytes."""
+    write_image_folder(project / "data" / "images", per_class=80)
+    (project / "data" / "images" / "cat" / "bad.png").write_text("no image")
+    change_params(project / "params.yaml", {"data.source": "data/images"})
+    env = env | {"PYTHONPATH": str(ROOT)}
+    run(sys.executable, "-m", "tasks.ingest", cwd=project, env=env)
+    alone = (project / "data" / "manifest.parquet").read_bytes()
+    shutil.rmtree(project / ".refit")
+    code = "from flows.prepare import prepare\nif __name__ == '__main__': prepare('dask')\n"
+    (project / "cluster.py").write_text(code)
+    said = run(sys.executable, "cluster.py", cwd=project, env=env)
+    assert "161 images inspected in 3 tasks" in said
+    said = run(sys.executable, "-m", "tasks.ingest", cwd=project, env=env)
+    assert "161 of 161 known by their content" in said
+    assert "decode: 0 done" in said
+    assert (project / "data" / "manifest.parquet").read_bytes() == alone
+
+
+def test_a_runner_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.prepare import prepare
+    from tasks.errors import ParamsError
+
+    monkeypatch.setitem(sys.modules, "prefect_ray", None)
+    with pytest.raises(ParamsError, match="prefect-ray is not installed"):
+        prepare("ray")
+    with pytest.raises(ParamsError, match="allowed: null, dask"):
+        prepare("spark")

@@ -1,0 +1,263 @@
+"""Scheduled retraining with real workers: a Prefect server, process workers with homes of their own, a bare git
+repository, a DVC remote folder, data imported from a bucket (a folder). One story, told in order.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from .conftest import change_params, draw, write_image_folder
+from .services import dvc, environment, origin, prefect_api, run
+
+__all__ = ["origin", "prefect_api"]  # fixtures
+
+SECONDS_FOR_A_RUN = 420  # a bound for a hung test, not a speed that is asked for
+SILENCE_SECONDS = 12
+
+
+@dataclass
+class Team:
+    """A team's set-up on one machine, and its running workers."""
+
+    folder: Path
+    env: dict[str, str]
+    workers: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+
+    @property
+    def bucket(self) -> Path:
+        return self.folder / "bucket"
+
+    def prefect(self, *arguments: str) -> str:
+        return run(sys.executable, "-m", "prefect", "--no-prompt", *arguments, cwd=self.folder / "seed", env=self.env)
+
+    def start_worker(self, name: str, pool: str) -> None:
+        home = self.folder / name
+        home.mkdir()
+        with (home / "log").open("w") as log:
+            self.workers[name] = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name],
+                cwd=home, env=self.env | {"HOME": str(home), "PREFECT_HOME": str(home / ".prefect")},
+                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def kill(self, name: str) -> None:
+        """SIGKILL the worker and all that it started, as a power cut would."""
+        for pid in _family(self.workers.pop(name).pid):
+            os.kill(pid, signal.SIGKILL)
+
+    def api(self, path: str, **body: Any) -> Any:
+        content = json.dumps(body).encode()
+        request = Request(f"{self.env['PREFECT_API_URL']}/{path}", content, {"Content-Type": "application/json"})
+        with urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def runs(self, flow: str) -> list[dict[str, Any]]:
+        found = self.api("flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="START_TIME_ASC", limit=100)
+        return [entry for entry in found if entry["deployment_id"]]
+
+    def begin(self) -> str:
+        """Ask for a scheduled run now."""
+        deployment = self.api("deployments/filter", deployments={"name": {"any_": ["scheduled"]}})[0]["id"]
+        return str(self.api(f"deployments/{deployment}/create_flow_run", state={"type": "SCHEDULED"})["id"])
+
+    def state(self, run_id: str) -> dict[str, Any]:
+        return dict(self.api("flow_runs/filter", flow_runs={"id": {"any_": [run_id]}})[0]["state"])
+
+    def wait(self, condition: Callable[[], Any], what: str) -> Any:
+        deadline = time.monotonic() + SECONDS_FOR_A_RUN
+        while not (found := condition()):
+            logs = "".join((self.folder / name / "log").read_text()[-3000:] for name in self.workers)
+            assert time.monotonic() < deadline, f"waited in vain for {what}:\n{logs}"
+            time.sleep(1)
+        return found
+
+    def finish(self, run_id: str) -> dict[str, Any]:
+        final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        self.wait(lambda: self.state(run_id)["type"] in final, f"the end of {run_id}")
+        return self.state(run_id)
+
+    def logs(self, run_id: str) -> str:
+        found = self.api("logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, limit=200, sort="TIMESTAMP_ASC")
+        return "\n".join(entry["message"] for entry in found)
+
+    def branches(self) -> list[str]:
+        listed = run("git", "for-each-ref", "--sort=committerdate", "--format=%(refname:short)", "refs/heads/retrain",
+                     cwd=self.folder / "origin.git", env=self.env)  # fmt: skip
+        return listed.split()
+
+    def training(self, of: int) -> str | None:
+        """The id of the `of`-th training, once it has begun its second epoch."""
+        runs = self.runs("finetune")
+        return runs[of]["id"] if len(runs) > of and "epoch   1/" in self.logs(runs[of]["id"]) else None
+
+
+def _family(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in (line.split() for line in listed.splitlines())}
+    family = [pid]
+    for member in family:
+        family += [child for child, parent in parents.items() if parent == member]
+    return family
+
+
+@contextmanager
+def stopped_server(team: Team) -> Iterator[None]:
+    """The Prefect server hangs meanwhile."""
+    port = team.env["PREFECT_API_URL"].split(":")[-1].split("/")[0]
+    listed = subprocess.run(["pgrep", "-f", f"server start.*--port {port}"], capture_output=True, text=True, check=True)
+    family = [member for pid in listed.stdout.split() for member in _family(int(pid))]
+    for pid in family:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in family:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory, prefect_api: str, origin: Path) -> Iterator[Team]:
+    folder = tmp_path_factory.mktemp("team")
+    env = environment(
+        folder, PREFECT_API_URL=prefect_api, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db",
+        REFIT_REPOSITORY=str(folder / "origin.git"), REFIT_BRANCH="main",
+    )  # fmt: skip
+    team = Team(folder, env)
+    write_image_folder(team.bucket, per_class=60)
+    seed = folder / "seed"
+    run("git", "clone", "--quiet", str(origin), str(seed), cwd=folder, env=env)
+    run("git", "checkout", "--quiet", "-B", "main", cwd=seed, env=env)
+    changes = {
+        "data.source": "data/photos", "finetune.epochs": 12, "validate.min_images_per_class.val": 1,
+        "register.model_name": "pets", "register.experiment": "pets", "flow.training_deployment": "finetune/gpu",
+        "flow.worker_silence_seconds": SILENCE_SECONDS,
+    }  # fmt: skip
+    change_params(seed / "params.yaml", changes)
+    dvc("remote", "add", "--default", "storage", str(folder / "storage"), cwd=seed, env=env)
+    dvc("import-url", str(team.bucket), "data/photos", cwd=seed, env=env)
+    run("git", "add", "--all", cwd=seed, env=env)
+    run("git", "commit", "--quiet", "--message", "our data", cwd=seed, env=env)
+    run("git", "clone", "--quiet", "--bare", str(seed), str(folder / "origin.git"), cwd=folder, env=env)
+    for pool in ("cpu", "gpu"):
+        team.prefect("work-pool", "create", pool, "--type", "process")
+    team.prefect("deploy", "--all")
+    team.start_worker("cpu-1", "cpu")
+    yield team
+    for name in list(team.workers):
+        team.kill(name)
+
+
+@pytest.fixture(scope="module")
+def first(team: Team) -> dict[str, Any]:
+    """The first run: its training worker is killed in the middle, and another one comes."""
+    team.start_worker("gpu-1", "gpu")
+    run_id = team.begin()
+    team.wait(lambda: team.training(0), "the first training")
+    team.kill("gpu-1")
+    team.start_worker("gpu-2", "gpu")
+    return {"id": run_id, "state": team.finish(run_id)}
+
+
+def test_a_killed_worker_costs_time_and_nothing_else(team: Team, first: dict[str, Any]) -> None:
+    assert first["state"]["type"] == "COMPLETED", team.logs(first["id"])
+    assert [entry["state"]["type"] for entry in team.runs("finetune")] == ["CRASHED", "COMPLETED"]
+    assert "stopped reporting: its worker is gone" in team.logs(first["id"])
+    assert "sent to finetune/gpu" in team.logs(first["id"])
+
+
+def test_the_branch_is_exactly_that_run_to_anybody(team: Team, first: dict[str, Any], tmp_path: Path) -> None:
+    (branch,) = team.branches()
+    other = tmp_path / "other"
+    run(
+        "git",
+        "clone",
+        "--quiet",
+        "--branch",
+        branch,
+        str(team.folder / "origin.git"),
+        str(other),
+        cwd=tmp_path,
+        env=team.env,
+    )
+    dvc("pull", cwd=other, env=team.env)
+    said = dvc("repro", cwd=other, env=team.env)
+    assert "Running stage" not in said
+    # The same as if it had run in one place: training here again changes nothing.
+    card = (other / "models" / "model.json").read_bytes()
+    dvc("repro", "--force", "--single-item", "finetune", cwd=other, env=team.env)
+    assert run("git", "status", "--porcelain", cwd=other, env=team.env) == ""
+    assert (other / "models" / "model.json").read_bytes() == card
+
+
+def test_run_version_and_commit_name_each_other(team: Team, first: dict[str, Any]) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(team.env["MLFLOW_TRACKING_URI"])
+    version = client.get_model_version_by_alias("pets", "candidate")
+    tip = run("git", "rev-parse", team.branches()[0], cwd=team.folder / "origin.git", env=team.env).strip()
+    assert version.tags["refit.git_commit"] == tip
+    assert version.tags["refit.git_dirty"] == "false"
+    assert version.tags["prefect.flow_run_id"] == first["id"]
+
+
+def test_nothing_new_is_nothing_to_do(team: Team, first: dict[str, Any]) -> None:
+    before = len(team.runs("finetune"))
+    run_id = team.begin()
+    state = team.finish(run_id)
+    assert (state["type"], state["name"]) == ("COMPLETED", "NothingToDo"), team.logs(run_id)
+    assert "neither data nor params nor code are new since models:/pets/1" in state["message"]
+    assert len(team.runs("finetune")) == before
+    assert "Running stage" not in team.logs(run_id)
+    assert len(team.branches()) == 1
+
+
+def test_new_data_is_reported_and_trained_on(team: Team, first: dict[str, Any]) -> None:
+    for number in range(3):
+        draw(5000 + number).save(team.bucket / "cat" / f"new-{number}.png")
+    (team.bucket / "dog" / "000.png").unlink()
+    shutil.move(team.bucket / "dog" / "001.png", team.bucket / "cat" / "moved.png")
+    trainings = len(team.runs("finetune"))
+    run_id = team.begin()
+    team.wait(lambda: team.training(trainings), "the training on new data")
+    with stopped_server(team):
+        time.sleep(
+            SILENCE_SECONDS + 3
+        )  # longer than a worker may be silent: the outage is the server's, not the worker's
+    assert team.finish(run_id)["type"] == "COMPLETED", team.logs(run_id)
+    assert len(team.runs("finetune")) == trainings + 1
+    artifacts = team.api("artifacts/filter", flow_runs={"id": {"any_": [run_id]}})
+    (changes,) = [entry["data"] for entry in artifacts if entry["key"] == "data-changes"]
+    assert "122 images (before: 120): 3 added, 1 removed, 1 relabelled" in changes
+    assert "relabelled: data/photos/cat/moved.png (dog is now cat)" in changes
+    assert len(team.branches()) == 2
+
+
+def test_cancelling_stops_the_training(team: Team, first: dict[str, Any]) -> None:
+    trainings = len(team.runs("finetune"))
+    draw(6000).save(team.bucket / "cat" / "one-more.png")
+    run_id = team.begin()
+    training = team.wait(lambda: team.training(trainings), "another training")
+    team.api(f"flow_runs/{run_id}/set_state", state={"type": "CANCELLING"}, force=False)
+    assert team.finish(run_id)["type"] == "CANCELLED"
+    assert team.finish(training)["type"] == "CANCELLED"
+    for name in team.workers:
+        commands = subprocess.run(
+            ["ps", "-o", "args=", "-p", ",".join(map(str, _family(team.workers[name].pid)))],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert "tasks.finetune" not in commands
+    assert not [
+        entry for flow in ("retrain", "finetune") for entry in team.runs(flow) if entry["state"]["type"] == "RUNNING"
+    ]
