@@ -6,15 +6,15 @@ Exit codes: 0 done; 1 to 12 as in tasks/errors.py (2 also for a mistake on the c
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from flows.decide import COMMANDS
+from flows.printing import JSON, print_json
 from tasks.errors import DataError, RefitError, WorkspaceError, exit_with
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 _EXIT_CODES = """\b
 Exit codes:
   0  done                           6  training failed
@@ -25,6 +25,8 @@ Exit codes:
   5  download failed; try again    10  storage unreachable; try again
                                    11  training worker lost
                                    12  Prefect server unreachable
+                                   13  evidence missing or damaged
+                                   14  refused by the evidence, or overtaken
 """
 
 
@@ -58,7 +60,7 @@ def main(project: Path | None) -> None:
     "--commit", "deliver", flag_value="commit", help="End in a git commit, and `dvc push` if there is a remote."
 )
 @click.option("--branch", "deliver", flag_value="branch", help="As the schedule does: new data in, a branch out.")
-@_JSON
+@JSON
 def retrain(deliver: str | None, as_json: bool) -> None:
     """Run the whole flow: validate, fetch, fine-tune, evaluate, register the candidate."""
     _load_params_first()
@@ -71,7 +73,7 @@ def retrain(deliver: str | None, as_json: bool) -> None:
     state: Any = flow(deliver=deliver or "workspace", return_state=True)
     summary = state.result()  # raises what went wrong
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
     if state.name == "NothingToDo":
         click.echo(f"\nNothing to do: {state.message}")
@@ -87,7 +89,7 @@ def retrain(deliver: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@_JSON
+@JSON
 def validate(as_json: bool) -> None:
     """Check the data and say what is wrong with it; train nothing."""
     from flows import pipeline
@@ -105,7 +107,7 @@ def validate(as_json: bool) -> None:
         failure = error
     summary = json.loads(paths.VALIDATION_SUMMARY.read_text())
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         click.echo(validation_markdown(summary))
     if failure is not None:
@@ -113,15 +115,17 @@ def validate(as_json: bool) -> None:
 
 
 @main.command()
-@_JSON
+@JSON
 def register(as_json: bool) -> None:
     """Register what is in the workspace, for instance after MLflow could not be reached."""
+    from tasks.compare import compare as compare_with_champion
     from tasks.register import register_candidate
 
+    compare_with_champion()
     registration = register_candidate()
     version = registration.version
     if as_json:
-        _print_json({"uri": version.uri, "is_new": registration.is_new, "links": dict(registration.links)})
+        print_json({"uri": version.uri, "is_new": registration.is_new, "links": dict(registration.links)})
     else:
         known = "" if registration.is_new else "  (this content was registered before)"
         click.echo(f"candidate: {version.uri}{known}")
@@ -144,7 +148,7 @@ def notifications(block: str) -> None:
 
 
 @main.command()
-@_JSON
+@JSON
 def status(as_json: bool) -> None:
     """Say what would run, what is registered, and how the candidate compares with the champion."""
     from flows.status import describe, gather
@@ -152,7 +156,7 @@ def status(as_json: bool) -> None:
     _load_params_first()
     found = gather()
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         click.echo(describe(found))
 
@@ -162,7 +166,7 @@ def status(as_json: bool) -> None:
 @click.option(
     "--model", "uri", help="A model in MLflow, such as models:/digits@candidate. Default: the one in models/."
 )
-@_JSON
+@JSON
 def predict(images: tuple[Path, ...], uri: str | None, as_json: bool) -> None:
     """Label IMAGES with a model, with calibrated probabilities."""
     # The paths on the command line count from where the user is, not from the project.
@@ -170,7 +174,7 @@ def predict(images: tuple[Path, ...], uri: str | None, as_json: bool) -> None:
 
     results = predict_files([_from_start(image) for image in images], uri)
     if as_json:
-        _print_json([{"image": str(image), **result} for image, result in zip(images, results, strict=True)])
+        print_json([{"image": str(image), **result} for image, result in zip(images, results, strict=True)])
         return
     for image, result in zip(images, results, strict=True):
         click.echo(f"{image}\t{result['label']}\t{result['probability']:.4f}")
@@ -213,6 +217,5 @@ def _prefect_defaults() -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 
-def _print_json(content: Any) -> None:
-    json.dump(content, sys.stdout, indent=2, ensure_ascii=False, sort_keys=True)
-    sys.stdout.write("\n")
+for _command in COMMANDS:
+    main.add_command(_command)

@@ -1,4 +1,4 @@
-"""The retraining flow: bring data, validate, fetch, fine-tune, evaluate, register.
+"""The retraining flow: bring data, validate, fetch, fine-tune, evaluate, compare, register.
 
     from flows.retrain import retrain
     retrain(deliver="commit")
@@ -27,6 +27,7 @@ from flows.liveness import is_over, reconcile, reporting
 from flows.prepare import prepare
 from tasks import paths, tracking
 from tasks.changes import changes_markdown, data_changes
+from tasks.compare import compare as compare_with_champion
 from tasks.errors import DataError, TrackingError, WorkspaceError
 from tasks.params import Params, load_params
 from tasks.publish import sha256_of_file
@@ -87,6 +88,7 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         show_evaluation()
         if deliver != "workspace":
             keep(f"Retrain {params.register.model_name}: {_headline()}", deliver)
+        compare()
         return register()
 
 
@@ -140,6 +142,16 @@ def register() -> dict[str, Any]:
     if registration.is_new:
         _tell("refit.candidate.waiting", f"{version.uri} waits for review: {_headline()}")
     return _summary(registration)
+
+
+@task(task_run_name="compare", **_EFFECT)
+def compare() -> str:
+    """Compare the candidate with the champion; the verdict is for a person, and stops nothing here."""
+    comparison = compare_with_champion()
+    get_run_logger().info("gate: %s: %s", comparison["verdict"], "; ".join(comparison["reasons"]))
+    summary = paths.COMPARISON_SUMMARY.read_text()
+    create_markdown_artifact(summary, key="comparison", description="Candidate and champion")
+    return str(comparison["verdict"])
 
 
 @task(task_run_name="commit", **_EFFECT)

@@ -8,6 +8,7 @@ from tasks import tracking
 from tasks.errors import TrackingError
 from tasks.params import load_params
 from tasks.paths import STAGE_OUTPUTS
+from tasks.records import Version
 from tasks.tracking import CANDIDATE, CHAMPION
 
 
@@ -27,7 +28,7 @@ def gather() -> dict[str, Any]:
     return found
 
 
-def _with_metrics(version: tracking.Version | None) -> dict[str, Any] | None:
+def _with_metrics(version: Version | None) -> dict[str, Any] | None:
     if version is None:
         return None
     metrics = tracking.run_metrics(load_params().register, version.run_id)

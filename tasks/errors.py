@@ -9,12 +9,14 @@
     ├── TrackingError           7   MLflow refused
     │   └── TrackingUnavailableError
     │                           9   MLflow cannot be reached, or is in trouble; trying again may help
-    └── WorkspaceError          8   a file cannot be written, or git or DVC refused
-        ├── OrchestratorUnavailableError
-        │                      12   the Prefect server cannot be reached; trying again may help
-        ├── StorageUnavailableError
-        │                      10   the DVC or git remote cannot be reached; trying again may help
-        └── WorkerLostError    11   the worker that trained is gone; another one may take it up
+    ├── WorkspaceError          8   a file cannot be written, or git or DVC refused
+    │   ├── OrchestratorUnavailableError
+    │   │                      12   the Prefect server cannot be reached; trying again may help
+    │   ├── StorageUnavailableError
+    │   │                      10   the DVC or git remote cannot be reached; trying again may help
+    │   └── WorkerLostError    11   the worker that trained is gone; another one may take it up
+    └── EvidenceError          13   what a decision must rest on is missing, damaged or of something else
+        └── RefusedError       14   the evidence does not allow the promotion, or somebody was faster
 
 The number is the exit code of the process. `retryable` says whether the same call may succeed later.
 """
@@ -104,6 +106,18 @@ class WorkerLostError(WorkspaceError):
     exit_code = 11
 
 
+class EvidenceError(RefitError):
+    """What a decision must rest on is missing, damaged, or is about something else. Never taken for a pass."""
+
+    exit_code = 13
+
+
+class RefusedError(EvidenceError):
+    """The evidence is there and says no; or the champion was moved by somebody else meanwhile."""
+
+    exit_code = 14
+
+
 ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
     error.exit_code: error
     for error in (
@@ -119,6 +133,8 @@ ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
         StorageUnavailableError,
         WorkerLostError,
         OrchestratorUnavailableError,
+        EvidenceError,
+        RefusedError,
     )
 }
 

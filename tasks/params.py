@@ -149,6 +149,34 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Gate:
+    """What a candidate must show against the champion."""
+
+    goal: Annotated[
+        Literal["better", "not_worse"],
+        Field(description="better: more accurate than the champion; not_worse: shown to lose less than `margin`."),
+    ]
+    margin: Annotated[float, Field(gt=0.0, lt=1.0, description="A loss of accuracy that would not matter.")]
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0, description="Level of the tests and intervals.")]
+    bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]
+    min_accuracy: Annotated[Fraction, Field(description="Floor of the accuracy, also for the first champion.")]
+    min_class_recall: Annotated[Fraction, Field(description="Floor of the recall of each class and slice.")]
+    max_class_drop: Annotated[Fraction, Field(description="How much recall a class or slice may lose.")]
+    slices: Annotated[
+        tuple[Literal["mode", "format"], ...],
+        Field(description="Properties of the images by which they are also judged apart."),
+    ]
+    max_calibration_error_increase: Annotated[Fraction, Field(description="Allowed rise of the calibration error.")]
+    max_log_loss_increase: Annotated[float, Field(ge=0.0, description="Allowed rise of the log loss, in nats.")]
+    max_latency_ratio: Annotated[float, Field(gt=0.0, description="Allowed time per image, times the champion's.")]
+    max_size_ratio: Annotated[float, Field(gt=0.0, description="Allowed size of the weights, times the champion's.")]
+    max_probability_error: Annotated[
+        float,
+        Field(gt=0.0, lt=0.1, description="How far probabilities may differ once the model came back from MLflow."),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Register:
     """Where runs are tracked and versions are registered."""
 
@@ -199,6 +227,7 @@ class Params:
     checkpoint: Checkpoint
     finetune: Finetune
     evaluate: Evaluate
+    gate: Gate
     register: Register
     flow: Flow
 
@@ -241,6 +270,19 @@ def without_credentials(url: str) -> str:
     What is no URL (file:…, torchvision:…, a path) stays as it is.
     """
     return re.sub(r"[?#].*$", "", _USERINFO.sub("", url)) if "://" in url else url
+
+
+def public(params: Params) -> dict[str, Any]:
+    """The params as they may be shown: what can change a result or a verdict, without secrets."""
+    shown = {name: section for name, section in as_dict(params).items() if name not in ("register", "flow")}
+    shown["checkpoint"]["uri"] = without_credentials(params.checkpoint.uri)
+    return shown
+
+
+def pure(params: Params) -> dict[str, Any]:
+    """The params that can change a result. MLflow keeps a run's params for ever, so that a model's new name or another
+    address must not be among them: the run could never be completed."""
+    return {name: section for name, section in as_dict(params).items() if name not in ("gate", "register", "flow")}
 
 
 def schema() -> str:

@@ -33,6 +33,12 @@ CONFUSION_PLOT = Path("plots/confusion.csv")
 RELIABILITY_PLOT = Path("plots/reliability.csv")
 EVALUATION_REPORT = Path("reports/evaluation.html")
 
+COMPARISON = Path("reports/comparison.json")  # compare, an effect: DVC knows nothing of these
+COMPARISON_REPORT = Path("reports/comparison.html")
+COMPARISON_SUMMARY = Path("reports/comparison.md")
+GOLDEN = Path("reports/golden.json")
+IMAGES = Path("reports/images.csv")
+
 STAGE_OUTPUTS: dict[str, tuple[Path, ...]] = {
     "sample": (DIGITS,),
     "ingest": (MANIFEST, UNPACKED),

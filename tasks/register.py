@@ -4,7 +4,8 @@
 
 Not a DVC stage: it changes a server, not a file. Repeating it is harmless, and completes what was interrupted.
 The content digest covers everything that the version stands for (data, split, base checkpoint, parameters,
-weights, card and measures); who asked, when and from which commit are tags beside it.
+weights, card and measures); who asked, when and from which commit are tags beside it. There is no version without
+the evidence: a comparison with the present champion, and a model that came back from MLflow as it went there.
 """
 
 import json
@@ -18,15 +19,24 @@ from typing import Any
 
 import pandas as pd
 
-from tasks import paths, tracking
-from tasks.errors import WorkspaceError
-from tasks.params import Params, as_dict, load_params, training_digest, without_credentials
+from tasks import evidence, paths, probe, tracking
+from tasks.errors import EvidenceError, WorkspaceError
+from tasks.params import Params, as_dict, load_params, public, pure, training_digest
 from tasks.publish import sha256_of_file, sha256_of_json
+from tasks.records import Record, Version
 from tasks.reports import evaluation_markdown, validation_markdown
-from tasks.tracking import Record, Version
 
+_COMPARISON = (paths.COMPARISON, paths.COMPARISON_REPORT, paths.COMPARISON_SUMMARY)
 _REPORTS = (paths.VALIDATION_REPORT, paths.VALIDATION_SUMMARY, paths.EVALUATION_REPORT)
 _PLOTS = (paths.HISTORY, paths.CONFUSION_PLOT, paths.RELIABILITY_PLOT)
+_EVIDENCE = {"golden.json": paths.GOLDEN, "images.csv": paths.IMAGES, "comparison.html": paths.COMPARISON_REPORT}
+"""What goes with the bundle, and later into the release."""
+_LINEAGE_TAGS = frozenset(
+    f"refit.{name}"
+    for name in (
+        "data_digest split_digest base_sha256 params_digest weights_sha256 card_sha256 evaluation_sha256".split()
+    )
+)
 _LINEAGE = (paths.PARAMS, Path("dvc.yaml"), paths.LOCK, paths.BASE_CARD, paths.MODEL_CARD)
 
 
@@ -44,12 +54,19 @@ def register_candidate(extra_tags: Mapping[str, str] | None = None) -> Registrat
 
     Raises:
         WorkspaceError: an output of a stage is missing, or belongs to another run than the others.
+        EvidenceError: the comparison is missing or about something else, or the model came back changed.
         TrackingError: MLflow cannot be reached, or refuses; repeat the call later.
     """
     params = load_params()
     _require_outputs()
     _require_one_run(params)
-    version, is_new = tracking.register(_record(params, extra_tags or {}), params.register)
+    comparison = _comparison(params)
+    record = _record(params, comparison, extra_tags or {})
+
+    def prove(model_uri: str, model_files: Mapping[str, str]) -> bytes:
+        return _prove(params, record, comparison, model_uri, model_files)
+
+    version, is_new = tracking.register(record, params.register, prove)
     return Registration(version, is_new, tracking.links(params.register, version))
 
 
@@ -83,7 +100,69 @@ def _require_one_run(params: Params) -> None:
         raise WorkspaceError(f"nothing was registered: {'; '.join(wrong)}; run `dvc repro`")
 
 
-def _record(params: Params, extra_tags: Mapping[str, str]) -> Record:
+def _comparison(params: Params) -> dict[str, Any]:
+    """The comparison, if it is about this candidate and the present champion."""
+    files = (*_COMPARISON, *_EVIDENCE.values())
+    missing = [path.as_posix() for path in files if not path.exists()]
+    if missing:
+        raise EvidenceError(f"no registration without evidence: {missing[0]} is missing; run `refit compare`")
+    comparison = json.loads(paths.COMPARISON.read_text())
+    card = json.loads(paths.MODEL_CARD.read_text())
+    found = {"weights_sha256": card["weights_sha256"], "evaluation_sha256": sha256_of_file(paths.EVALUATION)}
+    if comparison["candidate"] != found or comparison["gate"] != as_dict(params.gate):
+        raise EvidenceError(f"{paths.COMPARISON} is about another model or other settings; run `refit compare`")
+    champion = tracking.version_with_alias(params.register, tracking.CHAMPION)
+    if comparison["champion"] != (None if champion is None else champion.identity):
+        raise EvidenceError("the champion changed since the comparison; run `refit compare`")
+    return comparison
+
+
+def _prove(
+    params: Params, record: Record, comparison: dict[str, Any], model_uri: str, model_files: Mapping[str, str]
+) -> bytes:
+    """The bundle, once the model has come back whole and says what it said."""
+    _require_what_was_sent(model_uri, model_files)
+    commit, diff = git_state()
+    checked = probe.serving_check(
+        model_uri,
+        json.loads(paths.GOLDEN.read_text()),
+        tracking.environment(params.register),
+        params.finetune.num_threads,
+        params.gate.max_probability_error,
+    )
+    content = {
+        "format": evidence.FORMAT,
+        "model_name": params.register.model_name,
+        "content_digest": record.content_digest,
+        "lineage": {name.removeprefix("refit."): record.tags[name] for name in record.tags if name in _LINEAGE_TAGS},
+        "git": {"commit": commit, "dirty": bool(diff), "diff_sha256": sha256_of_json(diff)},
+        "dvc_lock_sha256": sha256_of_file(paths.LOCK),
+        "environment": json.loads(paths.MODEL_CARD.read_text())["environment"],
+        "packages_sha256": sha256_of_json(_packages()),
+        "seed": params.seed,
+        "params": public(params),
+        "metrics": json.loads(paths.EVALUATION.read_text())["overall"],
+        "comparison": comparison,
+        "serving_check": checked,
+        "model_files": dict(model_files),
+        "files": evidence.digests_of(_EVIDENCE),
+    }
+    evidence.require_whole(content, model_uri)
+    return evidence.canonical(content)
+
+
+def _require_what_was_sent(model_uri: str, model_files: Mapping[str, str]) -> None:
+    package = Path(__file__).parent
+    sent = {
+        **{f"artifacts/{path.name}": sha256_of_file(path) for path in (paths.MODEL_WEIGHTS, paths.MODEL_CARD)},
+        **{
+            f"code/tasks/{path.relative_to(package).as_posix()}": sha256_of_file(path) for path in package.rglob("*.py")
+        },
+    }
+    evidence.require_same_files({path: model_files.get(path, "") for path in sent}, sent, model_uri)
+
+
+def _record(params: Params, comparison: dict[str, Any], extra_tags: Mapping[str, str]) -> Record:
     validation = json.loads(paths.VALIDATION_SUMMARY.read_text())
     evaluation = json.loads(paths.EVALUATION.read_text())
     card = json.loads(paths.MODEL_CARD.read_text())
@@ -96,6 +175,7 @@ def _record(params: Params, extra_tags: Mapping[str, str]) -> Record:
         "refit.git_commit": commit,
         "refit.git_dirty": str(bool(diff)).lower(),
         "refit.dvc_lock_sha256": sha256_of_file(paths.LOCK),
+        "refit.weights_bytes": str(paths.MODEL_WEIGHTS.stat().st_size),
         "refit.python": platform.python_version(),
         **{f"refit.environment.{name}": str(value) for name, value in card["environment"].items()},
         **extra_tags,
@@ -103,17 +183,26 @@ def _record(params: Params, extra_tags: Mapping[str, str]) -> Record:
     return Record(
         name=f"{params.register.model_name} {commit[:6]} {card['weights_sha256'][:6]}",
         content_digest=sha256_of_json(lineage),
-        params=_flat(_pure(params)) | {"checkpoint.uri": without_credentials(params.checkpoint.uri)},
+        params=_flat({name: section for name, section in public(params).items() if name != "gate"}),
         tags=tags,
         history=[{str(name): value for name, value in row.items()} for row in history.to_dict("records")],
         metrics=_metrics(evaluation, card),
-        files={"reports": (*_REPORTS, paths.EVALUATION), "plots": _PLOTS, "lineage": _LINEAGE},
+        files={
+            "reports": (*_REPORTS, paths.EVALUATION, *_COMPARISON),
+            "evidence": tuple(_EVIDENCE.values()),
+            "plots": _PLOTS,
+            "lineage": _LINEAGE,
+        },
         texts={"lineage/packages.txt": _packages(), **({"lineage/git.diff": diff} if diff else {})},
         weights=paths.MODEL_WEIGHTS,
         card=paths.MODEL_CARD,
         example_image=Path(accepted["path"].iloc[0]).read_bytes(),
         dataset={"name": params.data.source, "digest": validation["data_digest"], "source": params.data.source},
-        description=f"{evaluation_markdown(evaluation)}\n\n{validation_markdown(validation)}",
+        description="\n\n".join(
+            (paths.COMPARISON_SUMMARY.read_text(), evaluation_markdown(evaluation), validation_markdown(validation))
+        ),
+        comparison_digest=sha256_of_json({name: comparison[name] for name in ("champion", "gate", "candidate")}),
+        verdict={"refit.verdict": comparison["verdict"], "refit.reasons": "; ".join(comparison["reasons"])[:4000]},
     )
 
 
@@ -122,17 +211,11 @@ def _lineage(params: Params, card: dict[str, Any], validation: dict[str, Any]) -
         "data_digest": validation["data_digest"],
         "split_digest": validation["split_digest"],
         "base_sha256": card["lineage"]["base_sha256"],
-        "params_digest": sha256_of_json(_pure(params)),
+        "params_digest": sha256_of_json(pure(params)),
         "weights_sha256": card["weights_sha256"],
         "card_sha256": sha256_of_file(paths.MODEL_CARD),
         "evaluation_sha256": sha256_of_file(paths.EVALUATION),
     }
-
-
-def _pure(params: Params) -> dict[str, Any]:
-    """The params that can change a result. MLflow keeps a run's params for ever, so that a model's new name or another
-    address must not be among them: the run could never be completed."""
-    return {name: section for name, section in as_dict(params).items() if name not in ("register", "flow")}
 
 
 def _metrics(evaluation: dict[str, Any], card: dict[str, Any]) -> dict[str, float]:

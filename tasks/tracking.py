@@ -1,32 +1,37 @@
-"""MLflow as Refit uses it: runs, models, versions, aliases. The only importer of mlflow (with tasks/serving.py).
+"""MLflow as Refit uses it: runs, models, versions, aliases. The importer of mlflow
+(with tasks/releases.py and tasks/access.py for reviewers, tasks/serving.py and tasks/probe_child.py in the model).
 
 Every call may be repeated: what exists already is found by its content digest and taken up where it was left.
 Every failure becomes a TrackingError that says where and why; TrackingUnavailableError where trying again may help.
 """
 
-import functools
 import logging
 import os
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from tasks import evidence
+from tasks.dataset import as_dataset
 from tasks.errors import TrackingError, TrackingUnavailableError
 from tasks.params import Register, without_credentials
+from tasks.records import CONTENT_TAG, Record, Version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CONTENT_TAG = "refit.content_digest"
+EVIDENCE_TAG = "refit.evidence"
+COMPARISON_TAG = "refit.comparison"
 FLOW_RUN_TAG = "prefect.flow_run_id"
-CANDIDATE, CHAMPION = "candidate", "champion"
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
+_COMMIT_TAGS = ("refit.git_commit", "refit.git_dirty", "refit.dvc_lock_sha256")
 _MODEL_TAG = "refit.model_uri"
 _MODEL_PACKAGES = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "pydantic", "safetensors")
 _SETTINGS = {
@@ -40,40 +45,6 @@ _SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Version:
-    """A registered model version, as far as a person or a script wants to know."""
-
-    model_name: str
-    version: str
-    run_id: str
-    tags: Mapping[str, str]
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def uri(self) -> str:
-        return f"models:/{self.model_name}/{self.version}"
-
-
-@dataclass(frozen=True)
-class Record:
-    """All that a run leaves in MLflow."""
-
-    name: str
-    content_digest: str
-    params: Mapping[str, str]
-    tags: Mapping[str, str]
-    history: Sequence[Mapping[str, float]]  # rows with `epoch` and measures
-    metrics: Mapping[str, float]
-    files: Mapping[str, Sequence[Path]]  # artifact folder -> files
-    texts: Mapping[str, str]  # artifact path -> content
-    weights: Path
-    card: Path
-    example_image: Any  # an encoded image, as bytes
-    dataset: Mapping[str, str]  # name, digest, source
-    description: str
-
-
 def tracking_uri(settings: Register) -> str:
     """Where MLflow is: MLFLOW_TRACKING_URI from the environment, else params.yaml."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
@@ -82,43 +53,98 @@ def tracking_uri(settings: Register) -> str:
     return uri if relative == uri or relative.startswith("/") else f"sqlite:///{Path(relative).absolute()}"
 
 
-def register(record: Record, settings: Register) -> tuple[Version, bool]:
-    """Log a run and register its model under the alias `candidate`; give the version and whether it is new.
+def environment(settings: Register) -> dict[str, str]:
+    """What a process needs to reach the same MLflow in the same way."""
+    return {**_SETTINGS, "MLFLOW_TRACKING_URI": tracking_uri(settings)}
 
-    The same content gives the same version. A registration that was interrupted is completed.
+
+def candidates(settings: Register) -> str:
+    """The registered model that the pipeline writes. `model_name` itself belongs to the reviewers."""
+    return f"{settings.model_name}-candidates"
+
+
+def model_of_alias(settings: Register, alias: str) -> str:
+    """Which of the two registered models carries an alias."""
+    return candidates(settings) if alias == CANDIDATE else settings.model_name
+
+
+def register(
+    record: Record, settings: Register, prove: Callable[[str, Mapping[str, str]], bytes]
+) -> tuple[Version, bool]:
+    """Log a run and register its model as a candidate; give the version and whether it is new.
+
+    The same content gives the same version. A registration that was interrupted is completed, and one whose
+    comparison is with another champion than the present gets new evidence.
+
+    Args:
+        record: what to log.
+        settings: where.
+        prove: called with the address of the logged model and the SHA-256 of each file that came back from MLflow;
+            gives the evidence. Without it there is no version.
     """
-    with _client(settings) as client:
-        found = _find_version(client, settings.model_name, record.content_digest)
+    name = candidates(settings)
+    with connected(settings) as client:
+        found = _find_version(client, name, record.content_digest)
         is_new = found is None
         if found is None:
-            run_id = _log_run(client, record, settings)
-            found = _create_version(client, record, settings, run_id)
-        elif record.tags.get("refit.git_dirty") == "false":
-            _restamp(client, found, record)
-        aliased = _alias(client, settings.model_name, CANDIDATE)
+            run_id, model_uri = _log_run(client, record, settings)
+            digest = _log_evidence(client, run_id, prove(model_uri, stored_files(model_uri)))
+            found = _create_version(client, record, name, run_id, model_uri, digest)
+        elif found.tags.get(COMPARISON_TAG) != record.comparison_digest or _is_cleaner(record, found):
+            _renew_evidence(client, record, found, prove)
+        aliased = _alias(client, name, CANDIDATE)
         if aliased is None or aliased.version != found.version:
-            client.set_registered_model_alias(settings.model_name, CANDIDATE, found.version)
-        return _as_version(client.get_model_version(settings.model_name, found.version)), is_new
+            client.set_registered_model_alias(name, CANDIDATE, found.version)
+        return as_version(client.get_model_version(name, found.version)), is_new
 
 
 def version_with_alias(settings: Register, alias: str) -> Version | None:
     """The version that an alias points at; None only if the registry answers that there is none."""
-    with _client(settings) as client:
-        found = _alias(client, settings.model_name, alias)
-        return None if found is None else _as_version(found)
+    with connected(settings) as client:
+        found = _alias(client, model_of_alias(settings, alias), alias)
+        return None if found is None else as_version(found)
+
+
+def version(settings: Register, name: str, number: str) -> Version:
+    """One version by its number.
+
+    Raises:
+        TrackingError: there is none.
+    """
+    with connected(settings) as client:
+        return as_version(client.get_model_version(name, number))
+
+
+def stored_files(uri: str) -> dict[str, str]:
+    """SHA-256 by path of each file of a model, as MLflow gives them back. (Inside `connected`.)"""
+    with tempfile.TemporaryDirectory(prefix="refit-model-") as folder:
+        return evidence.digests(download(uri, Path(folder)))
+
+
+def download(uri: str, folder: Path) -> Path:
+    """A model's or a run's files, or one of them, into `folder`; gives where they lie. (Inside `connected`.)"""
+    import mlflow
+
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+
+
+def read_file(settings: Register, uri: str) -> bytes:
+    """One file of a run (`runs:/…/path`) or of a model (`models:/…/path`)."""
+    with connected(settings), tempfile.TemporaryDirectory(prefix="refit-file-") as folder:
+        return download(uri, Path(folder)).read_bytes()
 
 
 def version_with_tag(settings: Register, tag: str, value: str) -> Version | None:
-    """The first version of the model that carries a tag with this value."""
-    with _client(settings) as client:
-        found = client.search_model_versions(f"name='{settings.model_name}' and tags.`{tag}`='{value}'")
+    """The first candidate that carries a tag with this value."""
+    with connected(settings) as client:
+        found = client.search_model_versions(f"name='{candidates(settings)}' and tags.`{tag}`='{value}'")
         ready = [version for version in found if version.status == "READY"]
-        return _as_version(min(ready, key=lambda version: int(version.version))) if ready else None
+        return as_version(min(ready, key=lambda version: int(version.version))) if ready else None
 
 
 def end_runs(settings: Register, is_over: Callable[[str], bool]) -> list[str]:
     """Mark as KILLED the runs that still say RUNNING although the flow run that made them is over; give their names."""
-    with _client(settings) as client:
+    with connected(settings) as client:
         experiment = client.get_experiment_by_name(settings.experiment)
         if experiment is None:
             return []
@@ -131,7 +157,7 @@ def end_runs(settings: Register, is_over: Callable[[str], bool]) -> list[str]:
 
 def run_metrics(settings: Register, run_id: str) -> dict[str, float]:
     """The last value of each metric of a run."""
-    with _client(settings) as client:
+    with connected(settings) as client:
         return dict(client.get_run(run_id).data.metrics)
 
 
@@ -140,7 +166,7 @@ def links(settings: Register, version: Version) -> dict[str, str]:
     address = without_credentials(tracking_uri(settings)).rstrip("/")
     if not address.startswith("http"):
         return {}
-    with _client(settings) as client:
+    with connected(settings) as client:
         experiment_id = client.get_run(version.run_id).info.experiment_id
     return {
         "run": f"{address}/#/experiments/{experiment_id}/runs/{version.run_id}",
@@ -152,12 +178,12 @@ def load_model(uri: str, settings: Register) -> Callable[[Any], Any]:
     """The `predict` of a model in the registry; takes {"image": [...]} and gives a table."""
     import mlflow
 
-    with _client(settings):
+    with connected(settings):
         return mlflow.pyfunc.load_model(uri).predict
 
 
 @contextmanager
-def _client(settings: Register) -> Iterator["MlflowClient"]:
+def connected(settings: Register) -> Iterator["MlflowClient"]:
     """A client whose failures are TrackingErrors."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -172,20 +198,25 @@ def _client(settings: Register) -> Iterator["MlflowClient"]:
     try:
         mlflow.set_tracking_uri(uri)
         yield mlflow.MlflowClient()
-    except MlflowException as error:
-        # Not chained: MLflow's own message may hold the password of the address.
-        address, reason = without_credentials(uri), _without_password(_reason(error), uri)
-        if error.get_http_status_code() < 500 and error.error_code != "REQUEST_LIMIT_EXCEEDED":
-            raise TrackingError(f"MLflow at {address} refused: {reason}") from None
-        raise TrackingUnavailableError(
-            f"MLflow at {address} failed: {reason}. Nothing that was trained is lost: it is in models/, and "
-            "`refit register` completes the registration once the server answers"
-        ) from None
-    except (OSError, SQLAlchemyError) as error:  # what MLflow lets through of requests, a database, a disk
-        raise TrackingUnavailableError(
-            f"MLflow at {without_credentials(uri)} failed: {_without_password(_reason(error), uri)}. `refit register` "
-            "completes an interrupted registration"
-        ) from None
+    except (MlflowException, OSError, SQLAlchemyError) as error:  # OSError: requests' errors, and a disk's
+        raise _translated(error, uri) from None  # not chained: its message may hold the password of the address
+
+
+def _translated(error: Exception, uri: str) -> TrackingError:
+    from mlflow.exceptions import MlflowException
+
+    address, reason = without_credentials(uri), _without_password(_reason(error), uri)
+    if isinstance(error, MlflowException):
+        is_refusal = error.get_http_status_code() < 500 and error.error_code != "REQUEST_LIMIT_EXCEEDED"
+    else:  # files travel past MLflow's own error handling
+        response = getattr(error, "response", None)
+        is_refusal = isinstance(error, FileNotFoundError) or (response is not None and response.status_code < 500)
+    if is_refusal:
+        return TrackingError(f"MLflow at {address} refused: {reason}")
+    return TrackingUnavailableError(
+        f"MLflow at {address} failed: {reason}. Nothing that was trained is lost: it is in models/, and "
+        "`refit register` completes the registration once the server answers"
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -209,12 +240,10 @@ def _find_version(client: "MlflowClient", name: str, content_digest: str) -> "Mo
     return min(ready, key=lambda version: int(version.version), default=None)
 
 
-def _restamp(client: "MlflowClient", found: "ModelVersion", record: Record) -> None:
+def _is_cleaner(record: Record, found: "ModelVersion") -> bool:
     """The same content, now from a clean commit: name that one, for the first may have been made before any commit."""
-    for tag in ("refit.git_commit", "refit.git_dirty", "refit.dvc_lock_sha256"):
-        if found.tags.get(tag) != record.tags[tag]:
-            client.set_tag(found.run_id, tag, record.tags[tag])
-            client.set_model_version_tag(found.name, found.version, tag, record.tags[tag])
+    is_clean = record.tags.get("refit.git_dirty") == "false"
+    return is_clean and any(found.tags.get(tag) != record.tags[tag] for tag in _COMMIT_TAGS)
 
 
 def _alias(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | None":
@@ -232,8 +261,8 @@ def _alias(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | Non
         raise
 
 
-def _log_run(client: "MlflowClient", record: Record, settings: Register) -> str:
-    """Create the run, or go on with the one that an earlier attempt began; give its id."""
+def _log_run(client: "MlflowClient", record: Record, settings: Register) -> tuple[str, str]:
+    """Create the run, or go on with the one that an earlier attempt began; give its id and the model's address."""
     import mlflow
 
     mlflow.set_experiment(settings.experiment)
@@ -245,16 +274,44 @@ def _log_run(client: "MlflowClient", record: Record, settings: Register) -> str:
         run = mlflow.active_run()
         mlflow.set_tags({CONTENT_TAG: record.content_digest, **record.tags})
         mlflow.log_params(dict(record.params))
-        mlflow.log_input(_dataset(record.dataset), context="training")
+        mlflow.log_input(as_dataset(record.dataset), context="training")
         _log_metrics(client, run.info.run_id, run.info.start_time, record)
         for folder, files in record.files.items():
             for file in files:
                 mlflow.log_artifact(str(file), folder or None)
         for path, text in record.texts.items():
             mlflow.log_text(text, path)
-        if _MODEL_TAG not in run.data.tags:
-            mlflow.set_tag(_MODEL_TAG, _log_model(record))
-        return str(run.info.run_id)
+        model_uri = run.data.tags.get(_MODEL_TAG)
+        if model_uri is None:
+            model_uri = _log_model(record)
+            mlflow.set_tag(_MODEL_TAG, model_uri)
+        return str(run.info.run_id), str(model_uri)
+
+
+def _log_evidence(client: "MlflowClient", run_id: str, bundle: bytes) -> str:
+    """Log the bundle under the name of its digest; give the digest."""
+    digest = evidence.digest_of(bundle)
+    client.log_text(run_id, bundle.decode(), f"evidence/{digest}.json")
+    return digest
+
+
+def _renew_evidence(
+    client: "MlflowClient", record: Record, found: "ModelVersion", prove: Callable[[str, Mapping[str, str]], bytes]
+) -> None:
+    """The same content against another champion, or now from a clean commit: new files beside the old ones, then the
+    tags that name them."""
+    for folder, files in record.files.items():
+        for file in files:
+            client.log_artifact(found.run_id, str(file), folder or None)
+    model_uri = client.get_run(found.run_id).data.tags[_MODEL_TAG]
+    digest = _log_evidence(client, found.run_id, prove(model_uri, stored_files(model_uri)))
+    client.update_model_version(found.name, found.version, record.description)
+    commit = {tag: record.tags[tag] for tag in _COMMIT_TAGS} if _is_cleaner(record, found) else {}
+    for name, value in commit.items():
+        client.set_tag(found.run_id, name, value)
+    tags = {**commit, **record.verdict, EVIDENCE_TAG: digest, COMPARISON_TAG: record.comparison_digest}
+    for name, value in tags.items():
+        client.set_model_version_tag(found.name, found.version, name, value)
 
 
 def _log_metrics(client: "MlflowClient", run_id: str, start_time: int, record: Record) -> None:
@@ -296,67 +353,43 @@ def _log_model(record: Record) -> str:
     return str(info.model_uri)
 
 
-def _create_version(client: "MlflowClient", record: Record, settings: Register, run_id: str) -> "ModelVersion":
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(settings.model_name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    source = client.get_run(run_id).data.tags[_MODEL_TAG]
+def _create_version(
+    client: "MlflowClient", record: Record, name: str, run_id: str, model_uri: str, digest: str
+) -> "ModelVersion":
+    create_model(client, name)
     return client.create_model_version(
-        settings.model_name,
-        source=source,
-        model_id=source.removeprefix("models:/"),  # a server refuses the source without it
+        name,
+        source=model_uri,
+        model_id=model_uri.removeprefix("models:/"),  # a server refuses the source without it
         run_id=run_id,
-        tags={CONTENT_TAG: record.content_digest, **record.tags},
+        tags={
+            CONTENT_TAG: record.content_digest,
+            EVIDENCE_TAG: digest,
+            COMPARISON_TAG: record.comparison_digest,
+            **record.verdict,
+            **record.tags,
+        },
         description=record.description,
     )
 
 
-def _as_version(found: "ModelVersion") -> Version:
-    return Version(found.name, str(found.version), found.run_id, dict(found.tags), tuple(found.aliases))
+def create_model(client: "MlflowClient", name: str) -> None:
+    """A registered model, unless there is one."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_ALREADY_EXISTS":
+            return
+        # A server with accounts answers an account that may write the model, but did not make it, with a refusal.
+        if error.error_code != "PERMISSION_DENIED":
+            raise
+        client.get_registered_model(name)
 
 
-def _dataset(dataset: Mapping[str, str]) -> Any:
-    from mlflow.data.meta_dataset import MetaDataset
-
-    # MLflow keeps at most 36 characters of a digest; the whole of it is in the tag refit.data_digest.
-    return MetaDataset(_dataset_source_type()(dataset["source"]), dataset["name"], dataset["digest"][:36])
-
-
-@functools.cache
-def _dataset_source_type() -> Any:
-    """A class made here, since its base class cannot be named before mlflow is imported."""
-    from mlflow.data.dataset_source import DatasetSource
-
-    class DvcSource(DatasetSource):  # type: ignore[misc]
-        """Data tracked by DVC: `data.source` of params.yaml."""
-
-        def __init__(self, path: str) -> None:
-            self.path = path
-
-        @staticmethod
-        def _get_source_type() -> str:
-            return "dvc"
-
-        def load(self) -> str:
-            return self.path
-
-        @staticmethod
-        def _can_resolve(_raw_source: Any) -> bool:
-            return False
-
-        @classmethod
-        def _resolve(cls, raw_source: Any) -> "DvcSource":
-            return cls(raw_source)
-
-        def to_dict(self) -> dict[str, Any]:
-            return {"path": self.path}
-
-        @classmethod
-        def from_dict(cls, source_dict: dict[str, Any]) -> "DvcSource":
-            return cls(source_dict["path"])
-
-    return DvcSource
+def as_version(found: "ModelVersion") -> Version:
+    """What Refit wants to know of MLflow's own object."""
+    return Version(
+        found.name, str(found.version), found.run_id or "", dict(found.tags), tuple(found.aliases), found.source or ""
+    )

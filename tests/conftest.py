@@ -1,4 +1,5 @@
-"""What tests share: a project in a temporary folder, and tiny real images. Nothing here imports torch."""
+"""What tests share: a project in a temporary folder, and tiny real images. Nothing here imports torch
+before a test wants a trained model."""
 
 import os
 import shutil
@@ -99,3 +100,62 @@ def read_only_folder() -> Iterator[Path]:
             os.seteuid(0)
         folder.chmod(0o755)
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which all stages have run, with two classes of tiny pictures."""
+    from tasks import compare, evaluate, fetch, finetune, ingest, validate
+
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copy(ROOT / "params.yaml", folder)
+    write_image_folder(folder / "data" / "images", per_class=40)
+    changes = {
+        "data.source": "data/images", "checkpoint.uri": "scratch", "checkpoint.sha256": None,
+        "finetune.image_size": 32, "finetune.epochs": 1, "evaluate.bootstrap_samples": 100,
+        "validate.min_images_per_class.val": 1, "register.model_name": "pets",
+    }  # fmt: skip
+    change_params(folder / "params.yaml", changes)
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    (folder / "dvc.lock").write_text("schema: '2.0'\n")
+    before = Path.cwd()
+    os.chdir(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # mlflow puts its own last address there
+    for stage in (ingest, validate, fetch, finetune, evaluate, compare):
+        stage.main()
+    (folder / "mlflow.db").unlink()
+    os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def trained(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `finished`, with a registry of its own, and the current folder while the test runs."""
+    folder = tmp_path / "project"
+    shutil.copytree(finished, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    return folder
+
+
+@pytest.fixture
+def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the clean process of the serving check, for tests of something else: it takes seconds."""
+    from tasks import probe
+
+    monkeypatch.setattr(probe, "serving_check", lambda *_arguments: {"labels_equal": True})
+
+
+@pytest.fixture
+def no_processes(no_probe: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model answers like the one in models/, in this process."""
+    from tasks import paths, probe
+
+    def ask(_uri: str | None, images: list[Path], *_rest: Any) -> probe.Answer:
+        from tasks.classifier import Classifier
+
+        classifier = Classifier.load(paths.MODEL_WEIGHTS, paths.MODEL_CARD)
+        probabilities = classifier.predict([image.read_bytes() for image in images])
+        return probe.Answer(tuple(classifier.classes), probabilities, 5.0, 1.0, 100.0, {})
+
+    monkeypatch.setattr(probe, "ask", ask)

@@ -15,7 +15,7 @@ from tasks.paths import STAGE_OUTPUTS
 from .conftest import ROOT
 
 STAGES = tuple(STAGE_OUTPUTS)
-EFFECTS = ("register", "predict")
+EFFECTS = ("compare", "register", "promote", "predict")
 GROUND = {"errors", "params", "paths", "progress", "publish"}
 """What every file may use. Not among a stage's `deps`.
 
@@ -31,15 +31,23 @@ OWNERS = {
         "flows.notifications",
         "flows.policy",
         "flows.prepare",
+        "flows.promote",
     },
     "dvc": {"flows.pipeline"},
-    "mlflow": {"tasks.tracking", "tasks.serving"},
+    "mlflow": {
+        "tasks.tracking",
+        "tasks.dataset",
+        "tasks.serving",
+        "tasks.probe_child",
+        "tasks.releases",
+        "tasks.access",
+    },
     "pandera": {"tasks.validate"},
     "torchvision": {"tasks.modality.image", "tasks.reproducibility"},
     "ruamel": {"tasks.params"},
     "httpx": {"tasks.download", "flows.liveness"},
     "jinja2": {"tasks.reports"},
-    "click": {"flows.cli"},
+    "click": {"flows.cli", "flows.decide", "flows.printing"},
     "sklearn": {"tasks.sample"},
 }
 
@@ -102,7 +110,9 @@ def test_flows_never_import_torch_when_they_are_imported() -> None:
             assert "torch" not in {module.split(".")[0] for module in imports(name)}, name
 
 
-@pytest.mark.parametrize("module", ["tasks.sample", "tasks.ingest", "tasks.validate", "tasks.fetch", "tasks.register"])
+@pytest.mark.parametrize(
+    "module", ["tasks.sample", "tasks.ingest", "tasks.validate", "tasks.fetch", "tasks.compare", "tasks.register"]
+)
 def test_it_starts_without_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules, 'mlflow' in sys.modules, 'prefect' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -68,9 +68,9 @@ def test_after_dvc_the_flow_recomputes_nothing(by_dvc: Path) -> None:
     said = refit("retrain", cwd=by_dvc, env=env)
     assert "Running stage" not in said
     assert said.count("unchanged: nothing to do") == len(STAGE_OUTPUTS)
-    assert "models:/digits/1" in said
+    assert "models:/digits-candidates/1" in said
     again = refit("retrain", cwd=by_dvc, env=env)
-    assert "models:/digits/1  (this content was registered before)" in again
+    assert "models:/digits-candidates/1  (this content was registered before)" in again
 
 
 def test_the_run_is_a_commit_and_names_its_version(by_flow: tuple[Path, dict[str, str], dict[str, Any]]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,44 +14,12 @@ import pytest
 import requests
 from sqlalchemy.exc import OperationalError
 
-from tasks import evaluate, fetch, finetune, ingest, paths, tracking, validate
+from tasks import compare, paths, tracking
 from tasks.errors import TrackingError, TrackingUnavailableError, WorkspaceError
-from tasks.params import Params, load_params
+from tasks.params import load_params
 from tasks.register import register_candidate
 
-from .conftest import ROOT, change_params, write_image_folder
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which all stages have run, with two classes of tiny pictures."""
-    folder = tmp_path_factory.mktemp("finished")
-    shutil.copy(ROOT / "params.yaml", folder)
-    write_image_folder(folder / "data" / "images", per_class=40)
-    changes = {
-        "data.source": "data/images", "checkpoint.uri": "scratch", "checkpoint.sha256": None,
-        "finetune.image_size": 32, "finetune.epochs": 1, "evaluate.bootstrap_samples": 100,
-        "validate.min_images_per_class.val": 1, "register.model_name": "pets",
-    }  # fmt: skip
-    change_params(folder / "params.yaml", changes)
-    shutil.copy(ROOT / "dvc.yaml", folder)
-    (folder / "dvc.lock").write_text("schema: '2.0'\n")
-    before = Path.cwd()
-    os.chdir(folder)
-    for stage in (ingest, validate, fetch, finetune, evaluate):
-        stage.main()
-    os.chdir(before)
-    return folder
-
-
-@pytest.fixture
-def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, with a registry of its own."""
-    folder = tmp_path / "project"
-    shutil.copytree(finished, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    return folder
+from .conftest import change_params
 
 
 def client() -> Any:
@@ -62,11 +29,11 @@ def client() -> Any:
     return mlflow.MlflowClient()
 
 
-def test_a_candidate_carries_its_whole_story(project: Path) -> None:
+def test_a_candidate_carries_its_whole_story(trained: Path) -> None:
     registration = register_candidate({"prefect.flow_run_id": "some-flow-run"})
     version = registration.version
     assert registration.is_new
-    assert (version.model_name, version.version, version.aliases) == ("pets", "1", ("candidate",))
+    assert (version.model_name, version.version, version.aliases) == ("pets-candidates", "1", ("candidate",))
     card = json.loads(paths.MODEL_CARD.read_text())
     summary = json.loads(paths.VALIDATION_SUMMARY.read_text())
     assert version.tags["refit.weights_sha256"] == card["weights_sha256"]
@@ -88,31 +55,38 @@ def test_a_candidate_carries_its_whole_story(project: Path) -> None:
     assert {"reports/evaluation.html", "lineage/dvc.lock", "lineage/packages.txt", "plots/history.csv"} <= artifacts
 
 
-def test_the_same_content_is_the_same_version(project: Path) -> None:
+@pytest.mark.usefixtures("no_probe")
+def test_the_same_content_is_the_same_version(trained: Path) -> None:
     first, second = register_candidate(), register_candidate()
     assert first.version == second.version
     assert (first.is_new, second.is_new) == (True, False)
     assert len(client().search_runs([e.experiment_id for e in client().search_experiments()])) == 1
 
 
-def test_other_content_is_another_version_and_takes_the_alias(project: Path) -> None:
+@pytest.mark.usefixtures("no_probe")
+def test_other_content_is_another_version_and_takes_the_alias(trained: Path) -> None:
     register_candidate()
     evaluation = json.loads(paths.EVALUATION.read_text())
     evaluation["overall"]["accuracy"]["value"] = 0.123
     paths.EVALUATION.write_text(json.dumps(evaluation))
+    compare.compare()
     second = register_candidate().version
     assert (second.version, second.aliases) == ("2", ("candidate",))
-    assert client().get_model_version("pets", "1").aliases == []
+    assert client().get_model_version("pets-candidates", "1").aliases == []
     assert register_candidate().version.version == "2"
 
 
-CALLS = ["_log_metrics", "_log_model", "_create_version", "set_registered_model_alias", "create_model_version"]
+CALLS = [
+    "_log_metrics", "_log_model", "stored_files", "_log_evidence", "_create_version", "set_registered_model_alias",
+    "create_model_version",
+]  # fmt: skip
 
 
+@pytest.mark.usefixtures("no_probe")
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("took_effect", [False, True])
 def test_an_interrupted_registration_is_completed_not_doubled(
-    project: Path, call: str, took_effect: bool, monkeypatch: pytest.MonkeyPatch
+    trained: Path, call: str, took_effect: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call fails, or takes effect while its reply is lost; then the registration is repeated."""
     from mlflow import MlflowClient
@@ -133,12 +107,13 @@ def test_an_interrupted_registration_is_completed_not_doubled(
     version = register_candidate().version
     assert version.aliases == ("candidate",)
     assert version.version == "1"
-    assert len(client().search_model_versions("name='pets'")) == 1
+    assert len(client().search_model_versions("name='pets-candidates'")) == 1
     runs = client().search_runs([e.experiment_id for e in client().search_experiments()])
     assert [run.info.status for run in runs] == ["FINISHED"]
 
 
-def test_a_server_that_cannot_be_reached_loses_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_probe")
+def test_a_server_that_cannot_be_reached_loses_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in (paths.MODEL_WEIGHTS, paths.MODEL_CARD, paths.EVALUATION)}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -152,7 +127,8 @@ def test_a_server_that_cannot_be_reached_loses_nothing(project: Path, monkeypatc
     assert register_candidate().version.version == "1"
 
 
-def test_no_answer_is_not_the_answer_that_there_is_none(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_probe")
+def test_no_answer_is_not_the_answer_that_there_is_none(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_params().register
     assert tracking.version_with_alias(settings, "champion") is None, "no such model"
     register_candidate()
@@ -164,7 +140,7 @@ def test_no_answer_is_not_the_answer_that_there_is_none(project: Path, monkeypat
         tracking.version_with_alias(settings, "champion")
 
 
-def test_with_nothing_trained_there_is_nothing_to_register(project: Path) -> None:
+def test_with_nothing_trained_there_is_nothing_to_register(trained: Path) -> None:
     paths.MODEL_WEIGHTS.unlink()
     with pytest.raises(WorkspaceError, match=r"models/model\.safetensors missing; run `dvc repro`"):
         register_candidate()
@@ -183,16 +159,17 @@ def change_json(file: Path, **changes: Any) -> None:
     ],
 )
 def test_outputs_of_different_runs_are_not_registered_together(
-    project: Path, break_it: Callable[[], None], expected: str
+    trained: Path, break_it: Callable[[], None], expected: str
 ) -> None:
     break_it()
     with pytest.raises(WorkspaceError, match=rf"nothing was registered: .*{expected}.*run `dvc repro`"):
         register_candidate()
-    assert not (project / "mlflow.db").exists()
+    assert not (trained / "mlflow.db").exists()
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_an_interrupted_registration_is_completed_under_another_name(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.exceptions import MlflowException
 
@@ -203,7 +180,7 @@ def test_an_interrupted_registration_is_completed_under_another_name(
         patched.setattr(tracking, "_create_version", lost)
         register_candidate()
     change_params(paths.PARAMS, {"register.model_name": "animals", "flow.training_attempts": 7})
-    assert register_candidate().version.model_name == "animals"
+    assert register_candidate().version.model_name == "animals-candidates"
 
 
 @pytest.mark.parametrize(
@@ -215,7 +192,7 @@ def test_an_interrupted_registration_is_completed_under_another_name(
     ],
 )
 def test_whatever_mlflow_lets_through_is_one_line_without_the_password(
-    project: Path, failure: Exception, monkeypatch: pytest.MonkeyPatch
+    trained: Path, failure: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
@@ -229,7 +206,7 @@ def test_whatever_mlflow_lets_through_is_one_line_without_the_password(
     assert "cret" not in str(caught.value)
 
 
-def test_links_hold_no_password(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_hold_no_password(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     run = SimpleNamespace(info=SimpleNamespace(experiment_id="1"))
@@ -239,7 +216,8 @@ def test_links_hold_no_password(project: Path, monkeypatch: pytest.MonkeyPatch) 
     assert links["run"] == "http://mlflow.example.org/#/experiments/1/runs/abc"
 
 
-def test_uncommitted_changes_are_kept_with_the_run(project: Path) -> None:
+@pytest.mark.usefixtures("no_probe")
+def test_uncommitted_changes_are_kept_with_the_run(trained: Path) -> None:
     def git(*arguments: str) -> None:
         identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
         subprocess.run(["git", *identity, *arguments], check=True, capture_output=True)
@@ -247,7 +225,7 @@ def test_uncommitted_changes_are_kept_with_the_run(project: Path) -> None:
     git("init")
     git("add", "params.yaml")
     git("commit", "-m", "x")
-    with (project / "params.yaml").open("a") as file:
+    with (trained / "params.yaml").open("a") as file:
         file.write("# a change\n")
     version = register_candidate().version
     assert len(version.tags["refit.git_commit"]) == 40
@@ -262,7 +240,7 @@ import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]  # not this project
 import mlflow, numpy as np, pandas as pd
 mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model("models:/pets@candidate")
+model = mlflow.pyfunc.load_model("models:/pets-candidates@candidate")
 png = open(sys.argv[2], "rb").read()
 from PIL import Image
 pixels = np.asarray(Image.open(sys.argv[2]))
@@ -276,17 +254,17 @@ print(tasks.__file__, model.predict({"image": [png]})["label"][0], float(table["
 """
 
 
-def test_anybody_can_load_the_model_without_this_project(project: Path, tmp_path: Path) -> None:
+def test_anybody_can_load_the_model_without_this_project(trained: Path, tmp_path: Path) -> None:
     from tasks.predict import predict_files
 
     register_candidate()
-    picture = next((project / "data/images/cat").glob("*.png"))
+    picture = next((trained / "data/images/cat").glob("*.png"))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     code = elsewhere / "use.py"
     code.write_text(USER_OF_THE_MODEL)
     user = subprocess.run(
-        [sys.executable, str(code), f"sqlite:///{project}/mlflow.db", str(picture)],
+        [sys.executable, str(code), f"sqlite:///{trained}/mlflow.db", str(picture)],
         cwd=elsewhere,
         capture_output=True,
         text=True,
@@ -298,13 +276,14 @@ def test_anybody_can_load_the_model_without_this_project(project: Path, tmp_path
     assert "/artifacts/code/" in code_file
     here = predict_files([picture], None)[0]
     assert (here["label"], here["probability"]) == (label, pytest.approx(float(probability)))
-    from_registry = predict_files([picture], "models:/pets@candidate")[0]
+    from_registry = predict_files([picture], "models:/pets-candidates@candidate")[0]
     assert from_registry["probabilities"] == pytest.approx(here["probabilities"])
 
 
-def test_no_pickle_is_stored(project: Path) -> None:
+@pytest.mark.usefixtures("no_probe")
+def test_no_pickle_is_stored(trained: Path) -> None:
     register_candidate()
-    stored = [file for file in (project / "mlruns").rglob("*") if file.is_file()]
+    stored = [file for file in (trained / "mlruns").rglob("*") if file.is_file()]
     assert stored
     assert not [file for file in stored if file.suffix in (".pkl", ".pickle", ".pth", ".pt", ".bin")]
 
@@ -339,9 +318,9 @@ def test_pixels_that_would_be_misread_are_refused(pixels: object, expected: str)
         _as_example(pixels)
 
 
-def test_a_model_that_does_not_exist_is_named(project: Path, edit_params: Callable[..., Params]) -> None:
+def test_a_model_that_does_not_exist_is_named(trained: Path) -> None:
     from tasks.predict import predict_files
 
-    picture = next((project / "data/images/cat").glob("*.png"))
+    picture = next((trained / "data/images/cat").glob("*.png"))
     with pytest.raises(TrackingError, match="nobody"):
         predict_files([picture], "models:/nobody@champion")

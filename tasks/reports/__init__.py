@@ -13,18 +13,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tasks.params import SPLITS
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Jinja with the frame of all pages, `page.html.j2`."""
+    made = Environment(
         loader=PackageLoader("tasks", "reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
-    return environment
+    made.filters["percent"] = lambda share: f"{share:.1%}"
+    return made
 
 
 def validation_page(summary: Mapping[str, Any], rejected: pd.DataFrame) -> str:
     """The validation as HTML: verdict, classes by split, every rejected example (the first 1,000) with its reason."""
     return (
-        _environment()
+        environment()
         .get_template("validation.html.j2")
         .render(summary=summary, splits=SPLITS, rejected=rejected.head(1000).to_dict("records"))
     )
@@ -41,7 +42,7 @@ def validation_markdown(summary: Mapping[str, Any]) -> str:
         *(f"- **{failure}**" for failure in summary["failures"]),
         *(f"- {count:,} × {reason}" for reason, count in summary["rejected_by_reason"].items()),
         "",
-        *_table(
+        *table(
             ("class", *SPLITS),
             [(label, *(f"{counts[split]:,}" for split in SPLITS)) for label, counts in summary["classes"].items()],
         ),
@@ -56,7 +57,7 @@ def evaluation_page(evaluation: Mapping[str, Any], worst: Sequence[Mapping[str, 
         evaluation: the content of reports/evaluation.json.
         worst: the worst errors, each with `path`, `label`, `predicted`, `probability`, `picture` (a data: URI).
     """
-    return _environment().get_template("evaluation.html.j2").render(evaluation=evaluation, worst=worst)
+    return environment().get_template("evaluation.html.j2").render(evaluation=evaluation, worst=worst)
 
 
 def evaluation_markdown(evaluation: Mapping[str, Any]) -> str:
@@ -71,13 +72,14 @@ def evaluation_markdown(evaluation: Mapping[str, Any]) -> str:
     ]
     lines = [
         f"## Evaluation on {evaluation['num_examples']:,} test images",
-        *_table(("metric", "value", f"{evaluation['confidence']:.0%} interval"), overall),
+        *table(("metric", "value", f"{evaluation['confidence']:.0%} interval"), overall),
         "",
-        *_table(("class", "precision", "recall", "F1", "images"), per_class),
+        *table(("class", "precision", "recall", "F1", "images"), per_class),
     ]
     return "\n".join(lines)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     cells = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells]

@@ -1,0 +1,15 @@
+"""What the commands share: the option --json, and how a document is printed."""
+
+import json
+import sys
+from typing import Any
+
+import click
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+
+
+def print_json(content: Any) -> None:
+    """One document on standard output."""
+    json.dump(content, sys.stdout, indent=2, ensure_ascii=False, sort_keys=True)
+    sys.stdout.write("\n")

@@ -1,0 +1,188 @@
+"""Make a registered version again, from its commit and its data alone, and say whether the same came out.
+
+    found = reproduce("3", say)      found["outcome"] is identical, equivalent or different
+
+A clean clone of the recorded commit in a temporary folder, `dvc pull`, the training and the evaluation from scratch.
+*Identical*: the same digests of weights, card and evaluation. *Equivalent*: not so, but every measure is within its
+tolerance. *Different*: anything else. The same bits are promised for one environment class only; what is different
+here is said before any time is spent.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks import evidence, paths, versions
+from tasks.decision.changes import params_changes
+from tasks.errors import EvidenceError, WorkspaceError
+from tasks.params import load_params
+from tasks.publish import sha256_of_file, sha256_of_json
+from tasks.records import Version
+from tasks.tracking import read_file
+
+TOLERANCES = {
+    "accuracy": 0.01,
+    "macro_f1": 0.01,
+    "expected_calibration_error": 0.02,
+    "negative_log_likelihood": 0.05,
+}
+"""How far a measure may be away for two trainings to count as equivalent: what would not matter to a user, after the
+defaults of `gate` in params.yaml."""
+
+EXIT_CODES = {"identical": 0, "equivalent": 1, "different": 2}
+
+
+def reproduce(asked: str, say: Callable[[str], None], folder: Path | None = None) -> dict[str, Any]:
+    """Reproduce a version.
+
+    Args:
+        asked: a candidate's number, an alias, or an address.
+        say: told what is going on, line by line.
+        folder: keep the clone there; None: in a temporary folder, removed at the end.
+
+    Raises:
+        TrackingError, EvidenceError: the version or its evidence cannot be read.
+        WorkspaceError: the commit is not in this repository, or its data cannot be brought.
+    """
+    settings = load_params().register
+    version = versions.find(asked, settings)
+    bundle = versions.bundle_of(version, settings)
+    commit = bundle["git"]["commit"]
+    if commit == "none":
+        raise EvidenceError(f"{version.uri} was trained outside of git, so there is nothing to make it from again")
+    environment = environment_differences(bundle)
+    say(f"{version.uri}: commit {commit[:12]}, evidence {version.tags['refit.evidence'][:12]}")
+    for name, (there, here) in environment.items():
+        say(f"environment: {name} was {there}, here it is {here}; equal bits are not promised")
+    if not environment:
+        say("environment: the same class, equal bits are promised")
+    with tempfile.TemporaryDirectory(prefix="refit-reproduce-") as temporary:
+        clone = folder or Path(temporary, "project")
+        _clone(commit, clone)
+        _apply_changes(version, bundle, clone)
+        _require_lock(bundle, clone)
+        _bring_data(clone, say)
+        _train(clone, say)
+        found = compared(bundle, clone)
+    return {"version": version.uri, "commit": commit, "environment": environment, **found}
+
+
+def environment_differences(bundle: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Name -> [then, here] of what has to be equal for equal bits."""
+    from tasks.reproducibility import be_deterministic, environment
+
+    settings = bundle["params"]["finetune"]
+    device = be_deterministic(settings["num_threads"], "auto" if settings["device"] == "cuda" else settings["device"])
+    return params_changes(bundle["environment"], environment(device))
+
+
+def compared(bundle: Mapping[str, Any], clone: Path) -> dict[str, Any]:
+    """The outcome, and what was compared."""
+    card = json.loads((clone / paths.MODEL_CARD).read_text())
+    evaluation = json.loads((clone / paths.EVALUATION).read_text())
+    validation = json.loads((clone / paths.VALIDATION_SUMMARY).read_text())
+    here = {
+        "data_digest": validation["data_digest"],
+        "split_digest": validation["split_digest"],
+        "base_sha256": card["lineage"]["base_sha256"],
+        "weights_sha256": sha256_of_file(clone / paths.MODEL_WEIGHTS),
+        "card_sha256": sha256_of_file(clone / paths.MODEL_CARD),
+        "evaluation_sha256": sha256_of_file(clone / paths.EVALUATION),
+    }
+    there = {name: bundle["lineage"][name] for name in here}
+    measures = {
+        name: {"there": bundle["metrics"][name]["value"], "here": evaluation["overall"][name]["value"], "within": limit}
+        for name, limit in TOLERANCES.items()
+    }
+    digests = {name: [there[name], here[name]] for name in here if there[name] != here[name]}
+    return {"outcome": judge(digests, measures), "different_digests": digests, "measures": measures}
+
+
+def judge(digests: Mapping[str, Any], measures: Mapping[str, Mapping[str, float]]) -> str:
+    """The outcome, from what is different."""
+    if not digests:
+        return "identical"
+    if {"data_digest", "split_digest", "base_sha256"} & digests.keys():
+        return "different"  # it was not the same thing that was trained again
+    near = all(abs(row["there"] - row["here"]) <= row["within"] for row in measures.values())
+    return "equivalent" if near else "different"
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """The outcome for a person."""
+    lines = [f"{found['outcome'].upper()}  {found['version']}"]
+    different = found["different_digests"].items()
+    lines += [f"  {name}: {there[:12]} there, {here[:12]} here" for name, (there, here) in different]
+    lines += [
+        f"  {name}: {row['there']:.6f} there, {row['here']:.6f} here (tolerance {row['within']:g})"
+        for name, row in found["measures"].items()
+    ]
+    return "\n".join(lines)
+
+
+def _clone(commit: str, clone: Path) -> None:
+    top = Path(_run(["git", "rev-parse", "--show-toplevel"], Path.cwd()).strip())
+    known = subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True, check=False)
+    if known.returncode != 0:
+        raise WorkspaceError(f"commit {commit[:12]} is not in this repository; `git fetch` the branch that holds it")
+    _run(["git", "clone", "--quiet", "--no-checkout", str(top), str(clone)], top)
+    _run(["git", "checkout", "--quiet", "--detach", commit], clone)
+    local = top / ".dvc" / "config.local"  # where a person's remotes and their secrets are
+    if local.exists():
+        shutil.copy(local, clone / ".dvc")
+
+
+def _apply_changes(version: Version, bundle: Mapping[str, Any], clone: Path) -> None:
+    """What was not committed when it was trained lies with the run."""
+    if not bundle["git"]["dirty"]:
+        return
+    change = read_file(load_params().register, f"runs:/{version.run_id}/lineage/git.diff").decode()
+    if sha256_of_json(change) != bundle["git"]["diff_sha256"]:
+        raise EvidenceError(f"the uncommitted changes of {version.uri} are not those that the evidence names")
+    file = clone / "uncommitted.diff"
+    file.write_text(change)
+    _run(["git", "apply", "--whitespace=nowarn", file.name], clone)
+    file.unlink()
+
+
+def _require_lock(bundle: Mapping[str, Any], clone: Path) -> None:
+    evidence.require_same_files(
+        {"dvc.lock": sha256_of_file(clone / paths.LOCK)}, {"dvc.lock": bundle["dvc_lock_sha256"]}, str(clone)
+    )
+
+
+def _bring_data(clone: Path, say: Callable[[str], None]) -> None:
+    remotes = _run([sys.executable, "-m", "dvc", "remote", "list"], clone).strip()
+    if not remotes:
+        say("no DVC remote: all data is made anew from the commit")
+        return
+    say("dvc pull")
+    _run([sys.executable, "-m", "dvc", "pull", "--allow-missing"], clone)
+
+
+def _train(clone: Path, say: Callable[[str], None]) -> None:
+    """What leads to the training as far as it is missing; the training and the evaluation in any case."""
+    anew = ["--force", "--single-item"]
+    for stage, how in (("validate", []), ("fetch", []), ("finetune", anew), ("evaluate", anew)):
+        say(f"dvc repro {' '.join([*how, stage])}")
+        _run([sys.executable, "-m", "dvc", "repro", *how, stage], clone)
+
+
+def _run(command: list[str], folder: Path) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    # The code that runs is the clone's, wherever this process has its own from.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PATH": path}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", check=False
+    )
+    if done.returncode != 0:
+        last = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()][-3:]
+        name = " ".join(Path(command[0]).name if index == 0 else word for index, word in enumerate(command))
+        raise WorkspaceError(f"`{name}` failed: {' '.join(' '.join(last).split())}")
+    return done.stdout

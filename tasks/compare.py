@@ -1,0 +1,252 @@
+"""The effect `compare`: candidate against champion, on the same test images; what the gate says about it.
+
+    comparison = compare()      the outputs of the stages, the champion in the registry
+                                -> reports/comparison.{json,html,md}, reports/golden.json, reports/images.csv
+
+Not a DVC stage: it depends on a server. The champion is asked for directly by its alias; "there is none yet" is
+only believed from a registry that answers so. It predicts in a process of its own, with its own stored code.
+
+`comparison.json` has `verdict`, `reasons`, `images_needed`, `checks`; `candidate` and `champion` (null: none yet) with
+their digests; `overall` and `per_class` for both; `costs`; `changes` in data and params; `gate`, the settings used.
+`images.csv` has path, sha256, label, split of every accepted image: what the next comparison tells changes from.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tasks import gate, metrics, paths, probe, tracking, versions
+from tasks.decision import comparison_markdown, comparison_page
+from tasks.decision.changes import data_changes, disagreements, params_changes
+from tasks.errors import EvidenceError, TrackingError, WorkspaceError, run_stage
+from tasks.gate import Decision, Side
+from tasks.metrics import Scored
+from tasks.params import Params, as_dict, load_params, public
+from tasks.probe import Answer
+from tasks.progress import say
+from tasks.publish import publish_json, publish_table, publish_text, sha256_of_file
+from tasks.records import Version
+from tasks.tracking import CHAMPION
+
+_NEEDED = (paths.ACCEPTED, paths.PREDICTIONS, paths.EVALUATION, paths.MODEL_CARD, paths.MODEL_WEIGHTS)
+
+
+def main() -> None:
+    comparison = compare()
+    say(f"gate: {comparison['verdict']}: {'; '.join(comparison['reasons'])}: {paths.COMPARISON_REPORT}")
+
+
+def compare() -> dict[str, Any]:
+    """Compare what is in the workspace with the champion, and write the comparison.
+
+    Raises:
+        WorkspaceError: an output of a stage is missing.
+        TrackingError: the registry does not answer.
+        EvidenceError: the champion does not load, or what it was made of cannot be read.
+    """
+    params = load_params()
+    _require_outputs()
+    test, accepted = _test_images()
+    champion = tracking.version_with_alias(params.register, CHAMPION)
+    golden_files = [Path(name) for name in test["path"].iloc[: probe.NUM_GOLDEN]]
+    candidate_answer = _as_answer(test, probe.ask(None, golden_files, {}, params.finetune.num_threads))
+    champion_answer = None if champion is None else _champion_answer(params, champion, test)
+    classes = _all_classes(candidate_answer, champion_answer)
+    new = _side(candidate_answer, test, classes, paths.MODEL_WEIGHTS.stat().st_size)
+    old = None
+    if champion is not None and champion_answer is not None:
+        old = _side(champion_answer, test, classes, _bytes_of(champion))
+    groups = _groups(test, accepted, classes, params)
+    decision = gate.decide(new, old, groups, params.gate, params.evaluate.calibration_bins, params.seed)
+    before = None if champion is None else _history_of(params, champion)
+    comparison = _describe(params, decision, champion, new, old, classes, accepted, before)
+    _publish(params, comparison, test, accepted, new, old, classes, candidate_answer)
+    return comparison
+
+
+def _require_outputs() -> None:
+    missing = [path.as_posix() for path in _NEEDED if not path.exists()]
+    if missing:
+        raise WorkspaceError(
+            f"nothing to compare yet: {', '.join(missing)} missing; run `dvc repro` or `refit retrain`"
+        )
+
+
+def _test_images() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The candidate's predictions, one row per test image of the present data; and all accepted images."""
+    accepted, predictions = pd.read_parquet(paths.ACCEPTED), pd.read_parquet(paths.PREDICTIONS)
+    test = accepted[accepted["split"] == "test"].reset_index(drop=True)
+    if not test["sha256"].equals(predictions["sha256"]) or not test["label"].equals(predictions["label"]):
+        raise EvidenceError(
+            f"{paths.PREDICTIONS} is not about the test images of {paths.ACCEPTED}; run `dvc repro evaluate`"
+        )
+    named = zip(test["path"], test["sha256"], strict=True)
+    changed = [path for path, sha256 in named if sha256_of_file(Path(path)) != sha256]
+    if changed:
+        raise EvidenceError(f"{changed[0]} was changed after it was validated; run `dvc repro -f ingest`")
+    return predictions, accepted
+
+
+def _as_answer(test: pd.DataFrame, probed: Answer) -> Answer:
+    """The stage's predictions of all test images, with the costs that the probe measured on some of them."""
+    columns = [name for name in test.columns if name.startswith("p:")]
+    if [f"p:{label}" for label in probed.classes] != columns:
+        raise EvidenceError(f"{paths.PREDICTIONS} was made by another model than models/; run `dvc repro evaluate`")
+    return dataclasses.replace(probed, probabilities=test[columns].to_numpy(dtype=np.float64))
+
+
+def _champion_answer(params: Params, champion: Version, test: pd.DataFrame) -> Answer:
+    files = [Path(name) for name in test["path"]]
+    return probe.ask(champion.uri, files, tracking.environment(params.register), params.finetune.num_threads)
+
+
+def _all_classes(candidate: Answer, champion: Answer | None) -> list[str]:
+    known = set(candidate.classes) | (set(champion.classes) if champion else set())
+    return sorted(known)
+
+
+def _side(answer: Answer, test: pd.DataFrame, classes: list[str], num_bytes: int) -> Side:
+    """Both models speak of the same classes: one that a model does not know has no probability there."""
+    probabilities = np.zeros((len(test), len(classes)))
+    probabilities[:, [classes.index(label) for label in answer.classes]] = answer.probabilities
+    labels = np.array([classes.index(label) for label in test["label"]])
+    return Side(metrics.score(probabilities, labels), answer.milliseconds_per_image, num_bytes)
+
+
+def _bytes_of(champion: Version) -> int:
+    try:
+        return int(champion.tags["refit.weights_bytes"])
+    except (KeyError, ValueError):
+        raise EvidenceError(f"{champion.uri} does not say how large it is; it was not promoted by Refit") from None
+
+
+def _groups(test: pd.DataFrame, accepted: pd.DataFrame, classes: list[str], params: Params) -> dict[str, np.ndarray]:
+    """Classes of the present data, and the slices that split the test images at all."""
+    present = sorted(accepted["label"].unique())
+    groups = {f"class {label}": (test["label"] == label).to_numpy() for label in present if label in classes}
+    rows = accepted[accepted["split"] == "test"].reset_index(drop=True)
+    for column in params.gate.slices:
+        values = sorted(rows[column].unique())
+        if len(values) > 1:
+            groups |= {f"{column} {value}": (rows[column] == value).to_numpy() for value in values}
+    return groups
+
+
+def _history_of(params: Params, champion: Version) -> dict[str, Any]:
+    """What the champion was made of, from the copy in its own release."""
+
+    try:
+        bundle = versions.bundle_of(champion, params.register)
+        return {"params": bundle["params"], "images": versions.images_of(champion, bundle, params.register)}
+    except TrackingError as error:
+        if error.retryable:
+            raise
+        raise EvidenceError(f"{champion.uri} has no readable evidence; it was not promoted by Refit") from None
+
+
+def _describe(
+    params: Params,
+    decision: Decision,
+    champion: Version | None,
+    new: Side,
+    old: Side | None,
+    classes: list[str],
+    accepted: pd.DataFrame,
+    before: dict[str, Any] | None,
+) -> dict[str, Any]:
+    card = json.loads(paths.MODEL_CARD.read_text())
+    sides = {"candidate": new, "champion": old}
+    return {
+        "format": 1,
+        "verdict": decision.verdict,
+        "reasons": list(decision.reasons),
+        "images_needed": decision.images_needed,
+        "checks": [dataclasses.asdict(check) for check in decision.checks],
+        "candidate": {
+            "weights_sha256": card["weights_sha256"],
+            "evaluation_sha256": sha256_of_file(paths.EVALUATION),
+        },
+        "champion": None if champion is None else champion.identity,
+        "num_images": len(new.scored.labels),
+        "overall": {name: _overall(side, params) for name, side in sides.items() if side},
+        "per_class": _per_class(new, old, classes),
+        "costs": {
+            name: {"milliseconds_per_image": side.milliseconds_per_image, "bytes": side.bytes}
+            for name, side in sides.items()
+            if side
+        },
+        "changes": None
+        if before is None
+        else {
+            "data": data_changes(before["images"], accepted),
+            "params": params_changes(before["params"], public(params)),
+        },
+        "gate": as_dict(params.gate),
+        "seed": params.seed,
+    }
+
+
+def _overall(side: Side, params: Params) -> dict[str, Any]:
+    bins, settings = params.evaluate.calibration_bins, params.gate
+    intervals = metrics.with_intervals(side.scored, bins, settings.bootstrap_samples, settings.confidence, params.seed)
+    table = metrics.reliability(side.scored, bins)
+    return {
+        **{name: dataclasses.asdict(interval) for name, interval in intervals.items()},
+        "reliability": [
+            {"confidence": float(confidence), "accuracy": float(accuracy), "count": int(count)}
+            for confidence, accuracy, count in zip(table["confidence"], table["accuracy"], table["count"], strict=True)
+            if count
+        ],
+    }
+
+
+def _per_class(new: Side, old: Side | None, classes: list[str]) -> dict[str, Any]:
+    right = _right_by_class(new.scored)
+    was_right = None if old is None else _right_by_class(old.scored)
+    support = np.bincount(new.scored.labels, minlength=len(classes))
+    return {
+        label: {
+            "images": int(support[index]),
+            "right": int(right[index]),
+            "was_right": None if was_right is None else int(was_right[index]),
+        }
+        for index, label in enumerate(classes)
+    }
+
+
+def _right_by_class(scored: Scored) -> np.ndarray:
+    return np.bincount(scored.labels[scored.predicted == scored.labels], minlength=scored.num_classes)
+
+
+def _publish(
+    params: Params,
+    comparison: dict[str, Any],
+    test: pd.DataFrame,
+    accepted: pd.DataFrame,
+    new: Side,
+    old: Side | None,
+    classes: list[str],
+    candidate: Answer,
+) -> None:
+    files = [Path(name) for name in test["path"].iloc[: probe.NUM_GOLDEN]]
+    labels = list(test["label"].iloc[: probe.NUM_GOLDEN])
+    golden = probe.golden(files, labels, candidate.classes, candidate.probabilities[: probe.NUM_GOLDEN])
+    pictures = (
+        None
+        if old is None
+        else disagreements(test, new.scored, old.scored, classes, json.loads(paths.MODEL_CARD.read_text()))
+    )
+    name = params.register.model_name
+    publish_json(paths.GOLDEN, golden)
+    publish_table(paths.IMAGES, accepted[["path", "sha256", "label", "split"]])
+    publish_text(paths.COMPARISON_REPORT, comparison_page(comparison, pictures, name))
+    publish_text(paths.COMPARISON_SUMMARY, comparison_markdown(comparison, name) + "\n")
+    publish_json(paths.COMPARISON, comparison)
+
+
+if __name__ == "__main__":
+    run_stage(main)

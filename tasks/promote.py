@@ -1,0 +1,339 @@
+"""The effects `promote`, `reject` and `rollback`: a reviewer's decision, carried out whole or not at all.
+
+    case = review("3")                                        what is to be decided, with its evidence
+    promote("3", "better on cats", seen=case.digest)          bound to the evidence that was seen
+
+The champion's alias moves by compare-and-swap, as far as MLflow allows: a claim is written first, other claims and the
+champion are read after it, and the champion is read again after the move. Two reviewers at once may both be refused,
+never both succeed. Killed at any point and repeated, a decision is finished, not doubled; until then the champion
+is one complete model, the old or the new one.
+"""
+
+import dataclasses
+import datetime
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks import evidence, history, probe, releases, tracking
+from tasks.errors import EvidenceError, RefusedError, TrackingError
+from tasks.history import Move
+from tasks.params import Register, load_params
+from tasks.records import CONTENT_TAG, Version
+from tasks.tracking import CHAMPION, EVIDENCE_TAG, PREVIOUS
+
+
+@dataclass(frozen=True)
+class Case:
+    """A version with its evidence, opened and verified."""
+
+    version: Version
+    digest: str
+    bundle: Mapping[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """The gate's."""
+        return str(self.bundle["comparison"]["verdict"])
+
+
+@dataclass(frozen=True)
+class Objection:
+    """Why a promotion is refused, and whether a reviewer may go on all the same."""
+
+    reason: str
+    may_be_forced: bool
+
+
+def review(number: str) -> Case:
+    """A candidate version with its evidence.
+
+    Raises:
+        TrackingError: no such version.
+        EvidenceError: its evidence is missing, or not what was recorded.
+    """
+    settings = load_params().register
+    version = tracking.version(settings, tracking.candidates(settings), number)
+    digest = version.tags.get(EVIDENCE_TAG)
+    if not digest:
+        raise EvidenceError(f"{version.uri} has no evidence; it was not registered by this pipeline")
+    data = _read(settings, f"runs:/{version.run_id}/evidence/{digest}.json", version)
+    bundle = evidence.opened(data, digest, version.uri)
+    if bundle["content_digest"] != version.tags.get(CONTENT_TAG) or bundle["model_name"] != settings.model_name:
+        raise EvidenceError(f"the evidence of {version.uri} is about another model")
+    return Case(version, digest, bundle)
+
+
+def released(number: str) -> Case:
+    """A released version with its evidence."""
+    settings = load_params().register
+    version = releases.released_version(settings, number)
+    digest = version.tags[EVIDENCE_TAG]
+    data = _read(settings, f"{version.uri}/refit/evidence.json", version)
+    return Case(version, digest, evidence.opened(data, digest, version.uri))
+
+
+def _read(settings: Register, uri: str, version: Version) -> bytes:
+    try:
+        return tracking.read_file(settings, uri)
+    except OSError as error:
+        raise EvidenceError(f"the evidence of {version.uri} cannot be read: {error}") from None
+    except TrackingError as error:
+        if error.retryable:
+            raise
+        raise EvidenceError(f"the evidence of {version.uri} cannot be read: {error}") from None
+
+
+def objections(case: Case, champion: Version | None, rejection: Move | None) -> list[Objection]:
+    """Everything that speaks against promoting; empty: nothing."""
+    found = []
+    compared, present = case.bundle["comparison"]["champion"], None if champion is None else champion.identity
+    if compared != present:
+        then, now = (entry["uri"] if entry else "no champion" for entry in (compared, present))
+        found.append(
+            Objection(
+                f"the champion changed since the comparison: it was compared with {then}, now there is {now}; run "
+                "`refit compare` and `refit register` where it was trained, then decide again",
+                may_be_forced=False,
+            )
+        )
+    if case.verdict != "pass":
+        reasons = "; ".join(case.bundle["comparison"]["reasons"])
+        found.append(Objection(f"the gate says {case.verdict}: {reasons}", may_be_forced=True))
+    if rejection is not None:
+        found.append(Objection(f"{rejection.who} rejected it: {rejection.reason}", may_be_forced=True))
+    return found
+
+
+def promote(
+    number: str, reason: str, seen: str | None = None, is_forced: bool = False, is_dry_run: bool = False
+) -> dict[str, Any]:
+    """Make a candidate the champion.
+
+    Args:
+        number: of the candidate version.
+        reason: why, for the history.
+        seen: digest of the evidence that the reviewer saw (its first 12 digits at least).
+        is_forced: go on although the gate did not pass, or somebody rejected it; the reason is kept.
+        is_dry_run: say what would happen, and change nothing.
+
+    Raises:
+        RefusedError: it may not be promoted, or somebody else was faster.
+        EvidenceError: evidence or files are not what was recorded.
+        TrackingError: MLflow refuses or does not answer; repeat the call.
+    """
+    settings, case = load_params().register, review(number)
+    _require_reason(reason)
+    _require_seen(case, seen)
+    past, champion = releases.moves(settings), tracking.version_with_alias(settings, CHAMPION)
+    move = _draft(settings, "promote", reason, case, champion, is_forced)
+    if champion is not None and champion.tags.get(EVIDENCE_TAG) == case.digest:
+        return _finish(settings, past, champion, case, is_dry_run)
+    against = objections(case, champion, history.rejection_of(past, case.version.uri, case.digest))
+    _refuse(case, against, is_forced)
+    plan = _plan(move, case)
+    if is_dry_run:
+        return plan | {"is_dry_run": True}
+    with tempfile.TemporaryDirectory(prefix="refit-release-") as folder:
+        model = releases.fetch_candidate(settings, case.version, case.bundle, Path(folder))
+        release = releases.publish(settings, case.version, model)
+    _smoke_test(settings, release)
+    done = _move_champion(settings, dataclasses.replace(move, to_version=release.version))
+    return plan | {"to": release.uri, "move": dataclasses.asdict(done)}
+
+
+def rollback(number: str | None, reason: str, is_dry_run: bool = False) -> dict[str, Any]:
+    """Make an earlier release the champion again; it must load and answer first.
+
+    Args:
+        number: of the released version; None: the one before (`previous`).
+        reason: why.
+        is_dry_run: check all of it, and change nothing.
+
+    Raises:
+        RefusedError: there is nothing to go back to.
+        EvidenceError: the target does not load, or does not answer as it did.
+    """
+    settings = load_params().register
+    _require_reason(reason)
+    champion = tracking.version_with_alias(settings, CHAMPION)
+    target = _target(settings, number)
+    if champion is not None and champion.version == target:
+        past = releases.moves(settings)
+        return _finish(settings, past, champion, released(target), is_dry_run)
+    case = released(target)
+    _smoke_test(settings, case.version)
+    move = dataclasses.replace(_draft(settings, "rollback", reason, case, champion, False), to_version=target)
+    plan = _plan(move, case) | {"to": case.version.uri}
+    if is_dry_run:
+        return plan | {"is_dry_run": True}
+    return plan | {"move": dataclasses.asdict(_move_champion(settings, move))}
+
+
+def reject(number: str, reason: str, seen: str | None = None, is_dry_run: bool = False) -> dict[str, Any]:
+    """Write down that a candidate is not wanted. Nothing that is served changes."""
+    settings, case = load_params().register, review(number)
+    _require_reason(reason)
+    _require_seen(case, seen)
+    champion = tracking.version_with_alias(settings, CHAMPION)
+    if champion is not None and champion.tags.get(EVIDENCE_TAG) == case.digest:
+        raise RefusedError(f"{case.version.uri} is the champion; `refit rollback` takes it back")
+    move = dataclasses.replace(_draft(settings, "reject", reason, case, champion, False), state="done")
+    known = history.rejection_of(releases.moves(settings), case.version.uri, case.digest)
+    if not is_dry_run and known is None:
+        releases.write_move(settings, move)
+    return _plan(known or move, case) | ({"is_dry_run": True} if is_dry_run else {})
+
+
+def past_decisions() -> dict[str, Any]:
+    """The history: decisions and moves made past Refit, oldest first, and the present champion."""
+    settings = load_params().register
+    champion = tracking.version_with_alias(settings, CHAMPION)
+    previous = tracking.version_with_alias(settings, PREVIOUS)
+    return {
+        "model_name": settings.model_name,
+        "champion": None if champion is None else champion.uri,
+        "previous": None if previous is None else previous.uri,
+        "moves": history.timeline(releases.moves(settings), None if champion is None else champion.version),
+    }
+
+
+# What must hold before
+
+
+def _require_reason(reason: str) -> None:
+    if not reason.strip():
+        raise RefusedError('a decision needs a reason: --reason "…"')
+    if len(reason) > history.MOST_LETTERS:
+        raise RefusedError(f"the reason has {len(reason):,} letters, at most {history.MOST_LETTERS:,} are kept")
+
+
+def _require_seen(case: Case, seen: str | None) -> None:
+    if seen is None:
+        return
+    if len(seen) < 12 or not case.digest.startswith(seen):
+        raise RefusedError(
+            f"{case.version.uri} has the evidence {case.digest[:12]} now, not {seen[:12]}: look at it again with "
+            f"`refit review {case.version.version}`"
+        )
+
+
+def _refuse(case: Case, against: list[Objection], is_forced: bool) -> None:
+    standing = [entry for entry in against if not (is_forced and entry.may_be_forced)]
+    if standing:
+        way_out = "; --force goes on all the same" if all(entry.may_be_forced for entry in standing) else ""
+        reasons = "; ".join(entry.reason for entry in standing)
+        raise RefusedError(f"{case.version.uri} is not promoted: {reasons}{way_out}")
+
+
+def _target(settings: Register, number: str | None) -> str:
+    if number is not None:
+        return number
+    previous = tracking.version_with_alias(settings, PREVIOUS)
+    if previous is None:
+        raise RefusedError(f"there is no version before the present champion of {settings.model_name}; name one: --to")
+    return previous.version
+
+
+def _smoke_test(settings: Register, release: Version) -> None:
+    """The released bytes load by their address in a clean process and answer as they did."""
+    params = load_params()
+    golden = json.loads(_read(settings, f"{release.uri}/refit/golden.json", release))
+    probe.serving_check(
+        release.uri,
+        golden,
+        tracking.environment(settings),
+        params.finetune.num_threads,
+        params.gate.max_probability_error,
+    )
+
+
+# The move itself
+
+
+def _draft(settings: Register, kind: str, reason: str, case: Case, champion: Version | None, is_forced: bool) -> Move:
+    move_id, when = releases.new_id()
+    return Move(
+        id=move_id,
+        kind=kind,
+        state="begun",
+        who=releases.actor(settings),
+        when=when,
+        reason=reason.strip(),
+        from_version=None if champion is None else champion.version,
+        to_version=None,
+        candidate=case.version.tags.get(releases.CANDIDATE_TAG, case.version.uri),
+        evidence=case.digest,
+        verdict=case.verdict,
+        is_forced=is_forced and case.verdict != "pass",
+    )
+
+
+def _plan(move: Move, case: Case) -> dict[str, Any]:
+    return {
+        "kind": move.kind,
+        "version": case.version.uri,
+        "from": move.from_version,
+        "evidence": case.digest,
+        "verdict": case.verdict,
+        "reason": move.reason,
+        "who": move.who,
+        "is_forced": move.is_forced,
+        "is_dry_run": False,
+    }
+
+
+def _move_champion(settings: Register, move: Move) -> Move:
+    """Claim, look, move, look again."""
+    begun = [old for old in releases.moves(settings) if old.state == "begun" and old.is_same_decision(move)]
+    if begun:  # an attempt that broke off
+        move = dataclasses.replace(move, id=begun[0].id)
+    releases.write_move(settings, move)
+    others = [claim for claim in _claims(settings) if claim.id != move.id]
+    if others:
+        _withdraw(settings, move)
+        raise RefusedError(
+            f"{others[0].who} is deciding about {settings.model_name} right now (since {others[0].when}); look at "
+            "`refit history`, then decide again"
+        )
+    champion = _champion_number(settings)
+    if champion not in (move.from_version, move.to_version):
+        _withdraw(settings, move)
+        raise RefusedError(f"the champion was moved to version {champion} meanwhile; nothing was changed")
+    if move.from_version is not None:
+        releases.set_alias(settings, PREVIOUS, move.from_version)
+    assert move.to_version is not None
+    releases.set_alias(settings, CHAMPION, move.to_version)
+    after = _champion_number(settings)
+    state = "done" if after == move.to_version else "overtaken"
+    done = dataclasses.replace(move, state=state)
+    releases.write_move(settings, done)
+    if state == "overtaken":
+        raise RefusedError(f"somebody moved the champion to version {after} at the same time; see `refit history`")
+    return done
+
+
+def _finish(settings: Register, past: list[Move], champion: Version, case: Case, is_dry_run: bool) -> dict[str, Any]:
+    """It is the champion already: complete what an earlier attempt may have left open."""
+    begun = [move for move in past if move.state == "begun" and move.to_version == champion.version]
+    move = begun[-1] if begun else next((old for old in reversed(past) if old.to_version == champion.version), None)
+    if begun and not is_dry_run:
+        releases.write_move(settings, dataclasses.replace(begun[-1], state="done"))
+    draft = move or _draft(settings, "promote", "", case, champion, False)
+    return _plan(draft, case) | {"to": champion.uri, "is_champion_already": True, "is_dry_run": is_dry_run}
+
+
+def _withdraw(settings: Register, move: Move) -> None:
+    releases.write_move(settings, dataclasses.replace(move, state="withdrawn"))
+
+
+def _claims(settings: Register) -> list[Move]:
+    return history.claims(releases.moves(settings), datetime.datetime.now(datetime.UTC))
+
+
+def _champion_number(settings: Register) -> str | None:
+    found = tracking.version_with_alias(settings, CHAMPION)
+    return None if found is None else found.version

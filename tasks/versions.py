@@ -1,0 +1,121 @@
+"""Two versions side by side: settings, data, measures, classes."""
+
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from tasks import evidence, tracking
+from tasks.decision.changes import data_changes, params_changes
+from tasks.errors import EvidenceError, TrackingError
+from tasks.params import Register, load_params
+from tasks.records import Version
+from tasks.reports import table
+from tasks.tracking import CANDIDATE, CHAMPION, EVIDENCE_TAG, PREVIOUS
+
+_ADDRESS = re.compile(r"^(?:models:/)?(?P<name>[^/]+)/(?P<number>\d+)$")
+
+
+def find(asked: str, settings: Register) -> Version:
+    """The version that somebody means: a candidate's number, an alias, or an address.
+
+    Raises:
+        TrackingError: there is none.
+    """
+    if asked.isdigit():
+        return tracking.version(settings, tracking.candidates(settings), asked)
+    if asked in (CANDIDATE, CHAMPION, PREVIOUS):
+        found = tracking.version_with_alias(settings, asked)
+        if found is None:
+            raise TrackingError(f"{tracking.model_of_alias(settings, asked)} has no {asked} yet")
+        return found
+    address = _ADDRESS.match(asked)
+    if address is None:
+        raise TrackingError(
+            f"{asked!r} is no version: give a candidate's number, candidate, champion, previous or "
+            "models:/<name>/<number>"
+        )
+    return tracking.version(settings, address["name"], address["number"])
+
+
+def bundle_of(version: Version, settings: Register) -> dict[str, Any]:
+    """The evidence of a version of either model, opened and verified.
+
+    Raises:
+        EvidenceError: there is none, or it was changed.
+    """
+    digest = version.tags.get(EVIDENCE_TAG)
+    if not digest:
+        raise EvidenceError(f"{version.uri} has no evidence; it was not made by Refit")
+    is_candidate = version.model_name == tracking.candidates(settings)
+    place = f"runs:/{version.run_id}/evidence/{digest}" if is_candidate else f"{version.uri}/refit/evidence"
+    return evidence.opened(tracking.read_file(settings, f"{place}.json"), digest, version.uri)
+
+
+def images_of(version: Version, bundle: Mapping[str, Any], settings: Register) -> pd.DataFrame:
+    """path, sha256, label, split of the images that a version was made of.
+
+    Raises:
+        EvidenceError: the list is not the one that the evidence names.
+    """
+    is_candidate = version.model_name == tracking.candidates(settings)
+    place = f"runs:/{version.run_id}/evidence" if is_candidate else f"{version.uri}/refit"
+    data = tracking.read_file(settings, f"{place}/images.csv")
+    evidence.require_same_files(
+        {"images.csv": evidence.digest_of(data)}, {"images.csv": bundle["files"]["images.csv"]}, version.uri
+    )
+    return pd.read_csv(io.BytesIO(data), dtype=str)
+
+
+def difference(first: str, second: str) -> dict[str, Any]:
+    """What is different from the first to the second."""
+    settings = load_params().register
+    versions = [find(asked, settings) for asked in (first, second)]
+    old, new = (bundle_of(version, settings) for version in versions)
+    images = [images_of(version, bundle, settings) for version, bundle in zip(versions, (old, new), strict=True)]
+    return {
+        "from": versions[0].uri,
+        "to": versions[1].uri,
+        "commits": [old["git"]["commit"], new["git"]["commit"]],
+        "same": sorted(name for name, digest in new["lineage"].items() if old["lineage"].get(name) == digest),
+        "params": params_changes(old["params"], new["params"]),
+        "data": data_changes(*images),
+        "environment": params_changes(old["environment"], new["environment"]),
+        "metrics": {
+            name: [old["metrics"].get(name, {}).get("value"), measure["value"]]
+            for name, measure in new["metrics"].items()
+        },
+        "per_class": _per_class(old["comparison"]["per_class"], new["comparison"]["per_class"]),
+    }
+
+
+def _per_class(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[float | None]]:
+    def recall(rows: Mapping[str, Any], label: str) -> float | None:
+        row = rows.get(label)
+        return row["right"] / row["images"] if row and row["images"] else None
+
+    return {label: [recall(old, label), recall(new, label)] for label in sorted(old.keys() | new.keys())}
+
+
+def difference_markdown(found: Mapping[str, Any]) -> str:
+    """The same for a person."""
+    data = ", ".join(f"{change['count']:,} {name.replace('_', ' ')}" for name, change in found["data"].items())
+    settings = [(key, old, new) for key, (old, new) in {**found["params"], **found["environment"]}.items()]
+    measures = [(name.replace("_", " "), _shown(old), _shown(new)) for name, (old, new) in found["metrics"].items()]
+    classes = [(f"recall of {label}", _shown(old), _shown(new)) for label, (old, new) in found["per_class"].items()]
+    lines = [
+        f"## From {found['from']} to {found['to']}",
+        f"Commits {found['commits'][0][:12]} and {found['commits'][1][:12]}. The same: {', '.join(found['same'])}.",
+        f"Data: {data}.",
+        "",
+        *(table(("setting", "first", "second"), settings) if settings else ["The settings are the same."]),
+        "",
+        *table(("measure", "first", "second"), measures + classes),
+    ]
+    return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"

@@ -1,0 +1,202 @@
+"""Comparison, evidence and serving check: what a registration rests on, and that it refuses without."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks import evidence, paths, probe, tracking
+from tasks.compare import compare
+from tasks.decision import changes, comparison_markdown
+from tasks.errors import EvidenceError, WorkspaceError
+from tasks.params import load_params, public
+from tasks.publish import sha256_of_file
+from tasks.register import register_candidate
+
+from .conftest import change_params
+from .test_tracking import client
+
+
+def stored_evidence(version: Any) -> dict[str, Any]:
+    digest = version.tags[tracking.EVIDENCE_TAG]
+    data = tracking.read_file(load_params().register, f"runs:/{version.run_id}/evidence/{digest}.json")
+    return evidence.opened(data, digest, version.uri)
+
+
+def test_the_bundle_names_everything_a_decision_rests_on(trained: Path) -> None:
+    version = register_candidate().version
+    content = stored_evidence(version)
+    card = json.loads(paths.MODEL_CARD.read_text())
+    assert content["content_digest"] == version.tags["refit.content_digest"]
+    assert content["lineage"]["weights_sha256"] == card["weights_sha256"] == sha256_of_file(paths.MODEL_WEIGHTS)
+    assert set(content["lineage"]) == {
+        "data_digest", "split_digest", "base_sha256", "params_digest", "weights_sha256", "card_sha256",
+        "evaluation_sha256",
+    }  # fmt: skip
+    assert content["dvc_lock_sha256"] == sha256_of_file(paths.LOCK)
+    assert content["environment"] == card["environment"]
+    assert content["params"] == public(load_params())
+    assert content["comparison"]["champion"] is None
+    assert content["comparison"]["verdict"] == version.tags["refit.verdict"]
+    assert content["model_files"]["artifacts/model.safetensors"] == card["weights_sha256"]
+    assert content["files"]["golden.json"] == sha256_of_file(paths.GOLDEN)
+    check = content["serving_check"]
+    assert check["labels_equal"] is True
+    assert check["largest_probability_error"] < 1e-4
+    assert check["milliseconds_per_image"] > 0
+    assert check["peak_megabytes"] > 50
+    assert "/artifacts/code/tasks/" in check["versions"]["code"] or "/code/tasks/" in check["versions"]["code"]
+    assert str(trained) not in json.dumps(content["params"])
+
+
+def test_without_a_comparison_nothing_is_registered(trained: Path) -> None:
+    paths.COMPARISON.unlink()
+    with pytest.raises(EvidenceError, match=r"no registration without evidence: reports/comparison\.json is missing"):
+        register_candidate()
+    assert client().search_registered_models() == []
+
+
+def test_a_comparison_of_other_weights_is_no_evidence(trained: Path) -> None:
+    comparison = json.loads(paths.COMPARISON.read_text())
+    comparison["candidate"]["weights_sha256"] = "0" * 64
+    paths.COMPARISON.write_text(json.dumps(comparison))
+    with pytest.raises(EvidenceError, match="about another model"):
+        register_candidate()
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_a_model_that_comes_back_changed_is_not_registered(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = tracking.stored_files
+
+    def damaged(uri: str) -> dict[str, str]:
+        return original(uri) | {"artifacts/model.safetensors": "0" * 64}
+
+    monkeypatch.setattr(tracking, "stored_files", damaged)
+    with pytest.raises(EvidenceError, match=r"does not hold the bytes .*: artifacts/model\.safetensors"):
+        register_candidate()
+    assert client().search_registered_models() == []
+
+
+def test_a_model_that_answers_otherwise_is_not_registered(trained: Path) -> None:
+    golden = json.loads(paths.GOLDEN.read_text())
+    golden["images"][0]["probabilities"] = golden["images"][0]["probabilities"][::-1]
+    paths.GOLDEN.write_text(json.dumps(golden))
+    with pytest.raises(EvidenceError, match="does not say what the trained model said: 1 of "):
+        register_candidate()
+    assert client().search_registered_models() == []
+
+
+def test_a_model_that_does_not_load_is_an_error(trained: Path) -> None:
+    with pytest.raises(EvidenceError, match="models:/nobody/1 cannot be used: "):
+        probe.ask("models:/nobody/1", [], tracking.environment(load_params().register), 1)
+
+
+@pytest.mark.parametrize("damage", ["bytes", "digest", "format", "key", "verdict", "check", "json"])
+def test_a_bundle_that_is_not_whole_is_refused(damage: str) -> None:
+    content: dict[str, Any] = {key: {"x": 1} for key in evidence._KEYS} | {
+        "format": 1, "comparison": {"verdict": "pass"}, "serving_check": {"labels_equal": True},
+    }  # fmt: skip
+    assert evidence.opened(evidence.canonical(content), evidence.digest_of(evidence.canonical(content)), "x")
+    match damage:
+        case "format":
+            content["format"] = 2
+        case "key":
+            del content["lineage"]
+        case "verdict":
+            content["comparison"] = {"verdict": None}
+        case "check":
+            content["serving_check"] = {"labels_equal": False}
+    data = b"{" if damage == "json" else evidence.canonical(content)
+    digest = "0" * 64 if damage == "digest" else evidence.digest_of(data)
+    with pytest.raises(EvidenceError):
+        evidence.opened(data + b" " if damage == "bytes" else data, digest, "x")
+
+
+def test_predictions_of_other_images_are_no_evidence(trained: Path) -> None:
+    predictions = pd.read_parquet(paths.PREDICTIONS)
+    predictions.iloc[1:].to_parquet(paths.PREDICTIONS)
+    with pytest.raises(EvidenceError, match="is not about the test images"):
+        compare()
+    paths.PREDICTIONS.unlink()
+    with pytest.raises(WorkspaceError, match=r"data/predictions\.parquet missing"):
+        compare()
+
+
+def test_a_test_image_that_changed_since_is_no_evidence(trained: Path) -> None:
+    path = Path(pd.read_parquet(paths.PREDICTIONS)["path"].iloc[-1])
+    shutil.copy(next(other for other in path.parent.glob("*.png") if other.name != path.name), path)
+    with pytest.raises(EvidenceError, match="was changed after it was validated"):
+        compare()
+
+
+def test_a_registry_that_is_down_is_not_a_registry_without_champion(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.errors import TrackingUnavailableError
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    before = paths.COMPARISON.read_bytes()
+    with pytest.raises(TrackingUnavailableError):
+        compare()
+    assert paths.COMPARISON.read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_new_settings_of_the_gate_renew_the_evidence_of_the_same_version(trained: Path) -> None:
+    first = register_candidate().version
+    change_params(trained / "params.yaml", {"gate.min_accuracy": 0.99})
+    with pytest.raises(EvidenceError, match="other settings"):
+        register_candidate()
+    compare()
+    second = register_candidate()
+    assert not second.is_new
+    assert second.version.version == first.version
+    assert second.version.tags[tracking.EVIDENCE_TAG] != first.tags[tracking.EVIDENCE_TAG]
+    assert stored_evidence(second.version)["params"]["gate"]["min_accuracy"] == 0.99
+    assert register_candidate().version == second.version, "and nothing is renewed without need"
+
+
+def table(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["path", "sha256", "label", "split"])
+
+
+def test_what_changed_in_the_data_is_told_by_content() -> None:
+    before = table(("a", "1", "cat", "train"), ("b", "2", "cat", "test"), ("c", "3", "dog", "train"))
+    after = table(("x", "1", "dog", "test"), ("b", "2", "cat", "test"), ("d", "4", "dog", "val"))
+    found = changes.data_changes(before, after)
+    assert {name: change["count"] for name, change in found.items()} == {
+        "added": 1, "removed": 1, "relabelled": 1, "moved_to_another_split": 1, "tested_but_trained_on_before": 1,
+    }  # fmt: skip
+    assert found["relabelled"]["examples"] == ["x: cat -> dog"]
+    assert found["added"] == {"count": 1, "by_label": {"dog": 1}, "examples": ["d"]}
+
+
+def test_what_changed_in_the_settings() -> None:
+    assert changes.params_changes({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}}) == {
+        "a.c": [2, 4],
+        "d": [3, None],
+    }
+
+
+def test_images_are_kept_for_the_next_comparison(trained: Path) -> None:
+    kept = pd.read_csv(io.StringIO(paths.IMAGES.read_text()), dtype=str)
+    accepted = pd.read_parquet(paths.ACCEPTED)
+    assert changes.data_changes(kept, accepted)["added"]["count"] == 0
+    assert list(kept.columns) == ["path", "sha256", "label", "split"]
+    golden = json.loads(paths.GOLDEN.read_text())
+    assert 0 < len(golden["images"]) <= probe.NUM_GOLDEN
+    assert np.array([image["probabilities"] for image in golden["images"]]).sum(axis=1) == pytest.approx(1)
+
+
+def test_the_summary_says_the_verdict_first(trained: Path) -> None:
+    comparison = json.loads(paths.COMPARISON.read_text())
+    text = comparison_markdown(comparison, "pets")
+    assert text.startswith("## The candidate ")
+    assert "refit promote VERSION" in text
+    assert comparison["reasons"][0] in text

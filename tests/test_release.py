@@ -1,0 +1,212 @@
+"""From a training to a served champion and back to its commit, with the real parts, by the command line."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from flows.reproduce import judge
+
+from .conftest import change_params
+from .servers import free_port, serving
+from .services import clone, dvc, environment, origin, refit, run
+
+__all__ = ["origin"]  # a fixture
+
+SEED_OF_ANOTHER = 18
+
+
+@pytest.fixture(scope="module")
+def story(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], dict[str, Any]]:
+    """A clone in which a first candidate was trained and promoted and a second one waits; with what was said."""
+    home = tmp_path_factory.mktemp("story")
+    folder = clone(origin, home / "trainer")
+    env = environment(home)
+    dvc("remote", "add", "--default", "--local", "storage", str(home / "storage"), cwd=folder, env=env)
+    said: dict[str, Any] = {"first": json_of("retrain", "--commit", "--json", cwd=folder, env=env)}
+    digest = json_of("review", "1", "--json", cwd=folder, env=env)["digest"]
+    said["promoted"] = json_of(
+        "promote", "1", "--reason", "the first", "--evidence", digest, "--force", "--json", cwd=folder, env=env
+    )
+    change_params(folder / "params.yaml", {"seed": SEED_OF_ANOTHER, "gate.min_accuracy": 0.5})
+    said["second"] = json_of("retrain", "--commit", "--json", cwd=folder, env=env)
+    said["digest"] = json_of("review", "2", "--json", cwd=folder, env=env)["digest"]
+    return folder, env, said
+
+
+def json_of(*arguments: str, cwd: Path, env: dict[str, str], expected: int = 0) -> Any:
+    """What a command prints on standard output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == expected, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_candidate_was_compared_with_the_champion_by_its_own_code(story: tuple[Path, Any, Any]) -> None:
+    folder, env, said = story
+    comparison = json.loads((folder / "reports" / "comparison.json").read_text())
+    assert comparison["champion"]["uri"] == "models:/digits/1"
+    assert comparison["champion"]["weights_sha256"] != comparison["candidate"]["weights_sha256"]
+    assert set(comparison["overall"]) == {"candidate", "champion"}
+    first = said["first"]["overall"]["accuracy"]["value"]
+    assert comparison["overall"]["champion"]["accuracy"]["value"] == pytest.approx(first), "as it was measured then"
+    assert comparison["changes"]["params"] == {"gate.min_accuracy": [0.8, 0.5], "seed": [17, SEED_OF_ANOTHER]}
+    assert comparison["changes"]["data"]["added"]["count"] == 0
+    assert "## The candidate" in refit("review", "2", cwd=folder, env=env)
+
+
+def test_a_script_must_name_the_evidence_that_it_saw(story: tuple[Path, dict[str, str], dict[str, Any]]) -> None:
+    folder, env, said = story
+    shown = refit("promote", "2", "--reason", "x", cwd=folder, env=env, expected=14)
+    assert f"decide with --evidence {said['digest'][:12]}" in shown
+    assert "this registry has no accounts" in shown
+    assert "Traceback" not in shown
+    refit("promote", "2", "--reason", "x", "--evidence", "0" * 12, cwd=folder, env=env, expected=14)
+    refit("promote", "99", "--reason", "x", "--evidence", "0" * 12, cwd=folder, env=env, expected=7)
+    shown = refit("history", cwd=folder, env=env)
+    assert "none -> 1  models:/digits-candidates/1" in shown
+    assert "Champion  models:/digits/1" in shown
+
+
+def test_what_differs_between_two_versions(story: tuple[Path, dict[str, str], dict[str, Any]]) -> None:
+    folder, env, _ = story
+    found = json_of("diff", "champion", "candidate", "--json", cwd=folder, env=env)
+    assert (found["from"], found["to"]) == ("models:/digits/1", "models:/digits-candidates/2")
+    assert found["params"]["seed"] == [17, SEED_OF_ANOTHER]
+    assert {"data_digest", "base_sha256", "split_digest"} <= set(found["same"])
+    assert "weights_sha256" not in found["same"]
+    assert set(found["per_class"]) == set("0123456789")
+    shown = refit("diff", "1", "2", cwd=folder, env=env)
+    assert f"| seed | 17 | {SEED_OF_ANOTHER} |" in shown
+    assert "0 added, 0 removed" in shown
+    assert "is no version" in refit("diff", "1", "x", cwd=folder, env=env, expected=7)
+
+
+def test_a_released_version_is_made_again_bit_for_bit_from_the_registry_alone(
+    story: tuple[Path, dict[str, str], dict[str, Any]], tmp_path: Path
+) -> None:
+    """In a clone that has the code and the address of the registry, and nothing else."""
+    folder, env, _ = story
+    other = clone(folder, tmp_path / "other")
+    dvc("remote", "add", "--default", "--local", "storage", str(folder.parent / "storage"), cwd=other, env=env)
+    env = env | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    shown = refit("reproduce", "champion", cwd=other, env=env)
+    assert "environment: the same class, equal bits are promised" in shown
+    assert "dvc pull" in shown
+    assert "IDENTICAL  models:/digits/1" in shown
+    assert not (other / "models" / "model.safetensors").exists(), "it works in a folder of its own"
+
+
+def test_a_version_whose_code_does_something_else_is_found_out(
+    story: tuple[Path, dict[str, str], dict[str, Any]], tmp_path: Path
+) -> None:
+    """The outcome is judged from the digests and measures of what was trained again."""
+    same = {"accuracy": {"there": 0.9, "here": 0.905, "within": 0.01}}
+    worse = {"accuracy": {"there": 0.9, "here": 0.88, "within": 0.01}}
+    assert judge({}, same) == "identical"
+    assert judge({"weights_sha256": ["a", "b"]}, same) == "equivalent"
+    assert judge({"weights_sha256": ["a", "b"]}, worse) == "different"
+    assert judge({"data_digest": ["a", "b"]}, same) == "different"
+    folder, env, _ = story
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(folder / name, bare)
+    run("git", "init", "--quiet", cwd=bare, env=env)
+    env = env | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PYTHONPATH": str(folder)}
+    said = refit("reproduce", "1", cwd=bare, env=env, expected=8)
+    assert "is not in this repository; `git fetch`" in said
+
+
+CHROMIUM = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --virtual-time-budget=3000"
+).split()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+def test_the_reviewers_page_in_a_browser(story: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    page = (story[0] / "reports" / "comparison.html").absolute()
+    shown = subprocess.run(
+        ["chromium", *CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, check=True, timeout=120,
+    ).stdout  # fmt: skip
+    for expected in (
+        'id="reasons"',
+        'id="overall"',
+        'id="classes"',
+        'id="changes"',
+        'id="params"',
+        "<circle",
+        "To decide",
+    ):
+        assert expected in shown, expected
+    assert "models:/digits/1" in shown
+    assert "The champion gets these right" in shown
+    assert "<script" not in shown
+    text = page.read_text()
+    assert "http" not in text.replace("http://www.w3.org", ""), "loads nothing from elsewhere"
+    picture = tmp_path / "page.png"
+    subprocess.run(
+        ["chromium", *CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1100,2600",
+         f"--screenshot={picture}", page.as_uri()],
+        capture_output=True, check=True, timeout=120,
+    )  # fmt: skip
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        assert image.size == (1100, 2600)
+        assert len(image.convert("RGB").getcolors(2**24) or []) > 50, "not blank"
+    if os.environ.get("REFIT_PAGE"):
+        shutil.copy(picture, os.environ["REFIT_PAGE"])
+
+
+def test_the_champion_is_served_and_says_what_predict_says(
+    story: tuple[Path, dict[str, str], dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, env, _ = story
+    image = "data/digits/3/0003.png"
+    here = json_of("predict", image, "--model", "models:/digits@champion", "--json", cwd=folder, env=env)[0]
+    assert here["label"] in set("0123456789")
+    port = free_port()
+    command = [
+        sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/digits@champion",
+        "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
+    registry = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }  # fmt: skip
+    with serving(command, f"http://127.0.0.1:{port}/ping", tmp_path, env | registry):
+        content = base64.b64encode((folder / image).read_bytes()).decode()
+        body = json.dumps({"dataframe_records": [{"image": content}]}).encode()
+        request = Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+        with urlopen(request, timeout=60) as answer:
+            there = json.load(answer)["predictions"][0]
+    assert there["label"] == here["label"]
+    assert there["probability"] == pytest.approx(here["probability"])
+    assert there["probabilities"] == pytest.approx(here["probabilities"])
+
+
+def test_the_second_is_promoted_and_taken_back(story: tuple[Path, dict[str, str], dict[str, Any]]) -> None:
+    """Last in this file: it moves the champion."""
+    folder, env, said = story
+    words = ("promote", "2", "--reason", "as good", "--evidence", said["digest"], "--force")
+    plan = json_of(*words, "--dry-run", "--json", cwd=folder, env=env)
+    assert plan["is_dry_run"]
+    assert plan["from"] == "1"
+    assert "is the champion (before: 1)" in refit(*words, cwd=folder, env=env)
+    assert "is the champion already" in refit(*words, cwd=folder, env=env)
+    assert "models:/digits/1 is the champion (before: 2)" in refit(
+        "rollback", "--reason", "not as good", cwd=folder, env=env
+    )
+    found = json_of("history", "--json", cwd=folder, env=env)
+    assert [move["kind"] for move in found["moves"]] == ["promote", "promote", "rollback"]
+    assert (found["champion"], found["previous"]) == ("models:/digits/1", "models:/digits/2")
