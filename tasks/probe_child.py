@@ -37,41 +37,42 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(request["num_threads"])
     begun = time.perf_counter()
-    predict, classes, versions = _from_mlflow(request["uri"]) if request["uri"] else _from_project(request)
+    predict, classifier, versions = _from_mlflow(request["uri"]) if request["uri"] else _from_project(request)
     seconds_to_load = time.perf_counter() - begun
     contents = [Path(name).read_bytes() for name in request["images"]]
     probabilities = [
         row for start in range(0, len(contents), _BATCH_SIZE) for row in predict(contents[start : start + _BATCH_SIZE])
     ]
     return {
-        "classes": classes,
+        "classes": list(classifier.classes),
         "probabilities": probabilities,
-        "milliseconds_per_image": _milliseconds(predict, contents),
+        "milliseconds_per_image": _milliseconds(classifier.predict, contents),
         "seconds_to_load": seconds_to_load,
         "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "versions": {"torch": torch.__version__, **versions},
     }
 
 
-def _from_mlflow(uri: str) -> tuple[Any, list[str], dict[str, str]]:
+def _from_mlflow(uri: str) -> tuple[Any, Any, dict[str, str]]:
     import mlflow
 
     model = mlflow.pyfunc.load_model(uri)
-    classes = list(model.unwrap_python_model().classifier.classes)
+    # Timed without MLflow around it: a model that is not registered yet has none, and both must be measured alike.
+    classifier = model.unwrap_python_model().classifier
 
     def predict(contents: list[bytes]) -> list[list[float]]:
         rows = model.predict({"image": contents})["probabilities"]
-        return [[float(row[label]) for label in classes] for row in rows]
+        return [[float(row[label]) for label in classifier.classes] for row in rows]
 
-    return predict, classes, {"mlflow": mlflow.__version__, "code": sys.modules["tasks"].__file__ or ""}
+    return predict, classifier, {"mlflow": mlflow.__version__, "code": sys.modules["tasks"].__file__ or ""}
 
 
-def _from_project(request: dict[str, Any]) -> tuple[Any, list[str], dict[str, str]]:
+def _from_project(request: dict[str, Any]) -> tuple[Any, Any, dict[str, str]]:
     sys.path.insert(0, request["project"])
     from tasks.classifier import Classifier
 
     classifier = Classifier.load(Path(request["weights"]), Path(request["card"]))
-    return lambda contents: classifier.predict(contents).tolist(), classifier.classes, {}
+    return lambda contents: classifier.predict(contents).tolist(), classifier, {}
 
 
 def _milliseconds(predict: Any, contents: list[bytes]) -> float:

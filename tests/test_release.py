@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -165,8 +164,6 @@ def test_the_reviewers_page_in_a_browser(story: tuple[Path, Any, Any], tmp_path:
     with Image.open(picture) as image:
         assert image.size == (1100, 2600)
         assert len(image.convert("RGB").getcolors(2**24) or []) > 50, "not blank"
-    if os.environ.get("REFIT_PAGE"):
-        shutil.copy(picture, os.environ["REFIT_PAGE"])
 
 
 def test_the_champion_is_served_and_says_what_predict_says(
