@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.events import emit_event
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
 from pydantic import ValidationError
 
 from tasks.errors import ParamsError
-from tasks.params import read_yaml
+from tasks.params import load_params, read_yaml
 
 AUTOMATIONS = Path("deploy/automations.yaml")
 
@@ -41,6 +43,17 @@ def apply(block: str, file: Path = AUTOMATIONS) -> list[str]:
             else:
                 client.create_automation(automation)
     return [automation.name for automation in automations]
+
+
+def tell(event: str, message: str) -> None:
+    """From a flow: something happened to the model, for the automations to pass on."""
+    name = load_params().register.model_name
+    emit_event(
+        event,
+        resource={"prefect.resource.id": f"refit.model.{name}", "prefect.resource.name": name},
+        related=[{"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"}],
+        payload={"message": message},
+    )
 
 
 def _find(client: SyncPrefectClient, block: str) -> str:

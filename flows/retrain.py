@@ -17,13 +17,13 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows import commits, pipeline, policy
 from flows.finetune import train_on_worker
 from flows.liveness import is_over, reconcile, reporting
+from flows.notifications import tell
 from flows.prepare import prepare
 from tasks import paths, tracking
 from tasks.changes import changes_markdown, data_changes
@@ -103,7 +103,7 @@ def run_stage(stage: str) -> State[None]:
         hours = load_params().flow.stage_timeout_hours
         pipeline.reproduce(stage, logger.info, timeout_seconds=3600 * hours)
     except DataError as error:
-        _tell("refit.data.rejected", str(error))
+        tell("refit.data.rejected", str(error))
         if stage == "validate":
             show_validation()
         raise
@@ -140,7 +140,7 @@ def register() -> dict[str, Any]:
     for name, address in registration.links.items():
         create_link_artifact(key=f"mlflow-{name}", link=address, link_text=f"MLflow {name}")
     if registration.is_new:
-        _tell("refit.candidate.waiting", f"{version.uri} waits for review: {_headline()}")
+        tell("refit.candidate.waiting", f"{version.uri} waits for review: {_headline()}")
     return _summary(registration)
 
 
@@ -240,17 +240,6 @@ def _only_restoring(log: Any) -> Any:
         log(line)
 
     return show
-
-
-def _tell(event: str, message: str) -> None:
-    """An event that automations turn into a notification."""
-    name = load_params().register.model_name
-    emit_event(
-        event,
-        resource={"prefect.resource.id": f"refit.model.{name}", "prefect.resource.name": name},
-        related=[{"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"}],
-        payload={"message": message},
-    )
 
 
 def _branch() -> str:

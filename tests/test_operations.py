@@ -164,7 +164,10 @@ def test_runs_of_dead_flows_are_closed_in_mlflow(tmp_path: Path, monkeypatch: py
 
 
 def test_two_retrainings_of_one_model_never_race() -> None:
-    deployments = {entry["name"]: entry for entry in read_yaml(ROOT / "prefect.yaml")["deployments"]}
+    entries = read_yaml(ROOT / "prefect.yaml")["deployments"]
+    deployments = {entry["name"]: entry for entry in entries}
+    flows = {entry["entrypoint"].split(":")[1] for entry in entries}
+    assert flows == {"retrain", "finetune", "promote", "reject", "rollback", "approve"}
     assert deployments["scheduled"]["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
     assert deployments["scheduled"]["parameters"] == {"deliver": "branch"}
     assert deployments["gpu"]["work_pool"]["name"] == "gpu"

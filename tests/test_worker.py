@@ -150,7 +150,7 @@ def team(tmp_path_factory: pytest.TempPathFactory, prefect_api: str, origin: Pat
     run("git", "add", "--all", cwd=seed, env=env)
     run("git", "commit", "--quiet", "--message", "our data", cwd=seed, env=env)
     run("git", "clone", "--quiet", "--bare", str(seed), str(folder / "origin.git"), cwd=folder, env=env)
-    for pool in ("cpu", "gpu"):
+    for pool in ("cpu", "gpu", "review"):
         team.prefect("work-pool", "create", pool, "--type", "process")
     team.prefect("deploy", "--all")
     team.start_worker("cpu-1", "cpu")
@@ -205,7 +205,7 @@ def test_run_version_and_commit_name_each_other(team: Team, first: dict[str, Any
     import mlflow
 
     client = mlflow.MlflowClient(team.env["MLFLOW_TRACKING_URI"])
-    version = client.get_model_version_by_alias("pets", "candidate")
+    version = client.get_model_version_by_alias("pets-candidates", "candidate")
     tip = run("git", "rev-parse", team.branches()[0], cwd=team.folder / "origin.git", env=team.env).strip()
     assert version.tags["refit.git_commit"] == tip
     assert version.tags["refit.git_dirty"] == "false"
@@ -217,7 +217,7 @@ def test_nothing_new_is_nothing_to_do(team: Team, first: dict[str, Any]) -> None
     run_id = team.begin()
     state = team.finish(run_id)
     assert (state["type"], state["name"]) == ("COMPLETED", "NothingToDo"), team.logs(run_id)
-    assert "neither data nor params nor code are new since models:/pets/1" in state["message"]
+    assert "neither data nor params nor code are new since models:/pets-candidates/1" in state["message"]
     assert len(team.runs("finetune")) == before
     assert "Running stage" not in team.logs(run_id)
     assert len(team.branches()) == 1
