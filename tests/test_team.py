@@ -23,12 +23,13 @@ import pytest
 
 from tasks.params import load_params, read_yaml
 from tasks.register import register_candidate
+from tasks.tracking import candidates
 
 from .conftest import ROOT
 from .services import environment, free_port, prefect_api, run, serve
-from .test_tracking import client, finished, project
+from .test_tracking import client
 
-__all__ = ["finished", "prefect_api", "project"]  # fixtures
+__all__ = ["prefect_api"]  # fixtures
 
 DEPLOY = ROOT / "deploy"
 COMPOSE_TEXT = (DEPLOY / "compose.yaml").read_text()
@@ -395,12 +396,12 @@ def test_neither_server_enters_the_others_database(postgres: Postgres) -> None:
 
 
 def test_a_candidate_is_registered_on_postgresql(
-    postgres: Postgres, servers: Servers, project: Path, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres, servers: Servers, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow)
     first, again = register_candidate(), register_candidate()
     assert (first.is_new, again.is_new) == (True, False)
-    found = client().get_model_version_by_alias(load_params().register.model_name, "candidate")
+    found = client().get_model_version_by_alias(candidates(load_params().register), "candidate")
     assert found.version == first.version.version
     assert postgres.answer("mlflow", "two", "mlflow", "SELECT count(*) FROM model_versions") == 1
 
