@@ -15,6 +15,7 @@ reviewer move the alias past Refit, which `refit history` shows.
 
 import os
 import secrets
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from tasks.params import Register, load_params
 from tasks.publish import publishing
 
 _SECONDS_TO_CACHE = 300
+_WHO_AM_I = "/api/2.0/mlflow/users/current"  # only a server with accounts knows it
 _MODEL, _EXPERIMENT = "registered_model", "experiment"
 
 
@@ -101,12 +103,11 @@ def rights_are_enforced(settings: Register) -> bool:
     if not uri.startswith("http"):
         return False
     from mlflow.exceptions import MlflowException
-    from mlflow.server.auth.routes import GET_CURRENT_USER
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
     with tracking.connected(settings):
-        status = http_request(get_default_host_creds(uri), GET_CURRENT_USER, "GET").status_code
+        status = http_request(get_default_host_creds(uri), _WHO_AM_I, "GET").status_code
         if status >= 500:
             raise MlflowException(f"it answers {status}")
         return bool(status != 404)
@@ -148,7 +149,8 @@ def _rights(role: str) -> tuple[str, str, str, str]:
 
 
 def _client(settings: Register) -> Any:
-    from mlflow.server.auth.client import AuthServiceClient
+    with warnings.catch_warnings(action="ignore"):  # the client brings the server's modules with it
+        from mlflow.server.auth.client import AuthServiceClient
 
     return AuthServiceClient(tracking.tracking_uri(settings))
 
