@@ -261,3 +261,23 @@ def test_cancelling_stops_the_training(team: Team, first: dict[str, Any]) -> Non
     assert not [
         entry for flow in ("retrain", "finetune") for entry in team.runs(flow) if entry["state"]["type"] == "RUNNING"
     ]
+
+
+def test_an_approval_waits_without_a_process_and_is_carried_out(team: Team, first: dict[str, Any]) -> None:
+    """The form of the suspended run is answered; a worker takes it up again and promotes."""
+    import mlflow
+
+    team.start_worker("review-1", "review")
+    deployment = team.api("deployments/filter", flows={"name": {"any_": ["approve"]}})[0]["id"]
+    asked = {"parameters": {"version": "1"}, "state": {"type": "SCHEDULED"}}
+    run_id = str(team.api(f"deployments/{deployment}/create_flow_run", **asked)["id"])
+    team.wait(lambda: team.state(run_id)["type"] == "PAUSED", "the form")
+    team.wait(lambda: len(_family(team.workers["review-1"].pid)) == 1, "the process of the run to be gone")
+    client = mlflow.MlflowClient(team.env["MLFLOW_TRACKING_URI"])
+    assert not client.search_registered_models("name='pets'"), "nothing is decided yet"
+    answer = {"decision": "promote", "reason": "first of all", "reviewer": "ann", "is_forced": True}
+    team.api(f"flow_runs/{run_id}/resume", run_input=answer)
+    assert team.finish(run_id)["type"] == "COMPLETED", team.logs(run_id)
+    champion = client.get_model_version_by_alias("pets", "champion")
+    assert champion.version == "1"
+    assert "first of all (ann, in Prefect)" in team.logs(run_id)
