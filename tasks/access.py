@@ -23,6 +23,7 @@ from typing import Any
 
 from tasks import releases, tracking
 from tasks.errors import ParamsError, TrackingError, WorkspaceError
+from tasks.experiments import experiment_id
 from tasks.params import Register, load_params
 from tasks.publish import publishing
 
@@ -137,7 +138,7 @@ def _places(settings: Register, client: Any) -> list[tuple[str, str, str]]:
         (settings.model_name, releases.experiment_name(settings)),
     ):
         tracking.create_model(client, model)
-        found += [(_MODEL, model, model), (_EXPERIMENT, experiment, releases.ensure_experiment(client, experiment))]
+        found += [(_MODEL, model, model), (_EXPERIMENT, experiment, experiment_id(client, experiment))]
     return found
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tasks import evidence, history
 from tasks.errors import EvidenceError
+from tasks.experiments import experiment_id
 from tasks.history import Move
 from tasks.params import Register
 from tasks.records import CONTENT_TAG, Version
@@ -107,29 +108,13 @@ def _released(client: "MlflowClient", settings: Register, candidate: Version) ->
 
 def _upload(client: "MlflowClient", settings: Register, candidate: Version, model: Path) -> str:
     logged = client.create_logged_model(
-        ensure_experiment(client, experiment_name(settings)),
+        experiment_id(client, experiment_name(settings)),
         name=f"{settings.model_name}-release",
         tags={CANDIDATE_TAG: candidate.uri, EVIDENCE_TAG: candidate.tags[EVIDENCE_TAG]},
     )
     client.log_model_artifacts(logged.model_id, str(model))
     client.finalize_logged_model(logged.model_id, "READY")
     return f"models:/{logged.model_id}"
-
-
-def ensure_experiment(client: "MlflowClient", name: str) -> str:
-    """The experiment's id; it is made where there is none."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    try:
-        return str(client.create_experiment(name))
-    except MlflowException as error:
-        found = client.get_experiment_by_name(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
-        if found is None:
-            raise
-        return str(found.experiment_id)
 
 
 def _create_version(client: "MlflowClient", settings: Register, candidate: Version, uri: str) -> "ModelVersion":

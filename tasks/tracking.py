@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from tasks import evidence
 from tasks.dataset import as_dataset
 from tasks.errors import TrackingError, TrackingUnavailableError
+from tasks.experiments import experiment_id
 from tasks.params import Register, without_credentials
 from tasks.records import CONTENT_TAG, Record, Version
 
@@ -265,9 +266,9 @@ def _log_run(client: "MlflowClient", record: Record, settings: Register) -> tupl
     """Create the run, or go on with the one that an earlier attempt began; give its id and the model's address."""
     import mlflow
 
-    mlflow.set_experiment(settings.experiment)
-    experiment = client.get_experiment_by_name(settings.experiment)
-    begun = client.search_runs([experiment.experiment_id], f"tags.`{CONTENT_TAG}` = '{record.content_digest}'")
+    experiment = experiment_id(client, settings.experiment)
+    mlflow.set_experiment(experiment_id=experiment)
+    begun = client.search_runs([experiment], f"tags.`{CONTENT_TAG}` = '{record.content_digest}'")
     run_id = begun[0].info.run_id if begun else None
     names = {} if run_id else {"run_name": record.name}
     with mlflow.start_run(run_id=run_id, description=record.description, **names):

@@ -37,6 +37,7 @@ OWNERS = {
     "mlflow": {
         "tasks.tracking",
         "tasks.dataset",
+        "tasks.experiments",
         "tasks.serving",
         "tasks.probe_child",
         "tasks.releases",

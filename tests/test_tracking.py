@@ -281,6 +281,18 @@ def test_anybody_can_load_the_model_without_this_project(trained: Path, tmp_path
 
 
 @pytest.mark.usefixtures("no_probe")
+def test_files_lie_beside_the_database_not_below_the_current_folder(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduled run works in a checkout that is gone afterwards."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/kept/mlflow.db")
+    (tmp_path / "kept").mkdir()
+    register_candidate()
+    assert list((tmp_path / "kept" / "mlruns").rglob("model.safetensors"))
+    assert not (trained / "mlruns").exists()
+
+
+@pytest.mark.usefixtures("no_probe")
 def test_no_pickle_is_stored(trained: Path) -> None:
     register_candidate()
     stored = [file for file in (trained / "mlruns").rglob("*") if file.is_file()]

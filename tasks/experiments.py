@@ -1,0 +1,33 @@
+"""MLflow's experiments, and where their files go."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def experiment_id(client: "MlflowClient", name: str) -> str:
+    """The id of the experiment of that name, made if there is none.
+
+    Files go where the server says. A database file has no server to say it, and MLflow would put them below the current
+    folder: in a scheduled run that is a checkout which is gone afterwards. So they go beside the database.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    try:
+        return str(client.create_experiment(name, artifact_location=_beside_database(mlflow.get_tracking_uri(), name)))
+    except MlflowException as error:
+        found = client.get_experiment_by_name(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _beside_database(uri: str, name: str) -> str | None:
+    database = uri.removeprefix("sqlite:///")
+    return None if database == uri else (Path(database).absolute().parent / "mlruns" / name).as_uri()
