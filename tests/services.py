@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,8 +14,8 @@ from urllib.request import urlopen
 import pytest
 
 from .conftest import ROOT, change_params
+from .servers import SECONDS_TO_START, free_port
 
-SECONDS_TO_START = 240  # a slow machine's first start of a server
 IDENTITY = {
     "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org", "GIT_COMMITTER_NAME": "t",
     "GIT_COMMITTER_EMAIL": "t@example.org", "GIT_CONFIG_GLOBAL": os.devnull,
@@ -46,12 +45,6 @@ def refit(*arguments: str, cwd: Path, env: dict[str, str], expected: int = 0) ->
 
 def dvc(*arguments: str, cwd: Path, env: dict[str, str]) -> str:
     return run(sys.executable, "-m", "dvc", *arguments, cwd=cwd, env=env)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def serve(command: list[str], health: str, cwd: Path, env: dict[str, str]) -> Iterator[None]:
