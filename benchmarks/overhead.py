@@ -1,5 +1,8 @@
 """What does the orchestration cost? The same digits job by bare stage calls, by `dvc repro` and by the flow.
 
+The job is all of it: the stages, the comparison with the champion and the registration in MLflow, which the first two
+ways do by `refit register`.
+
     python benchmarks/overhead.py [--rounds 3] [--epochs 15] [--json FILE]          (20 minutes on two slow cores)
 
 Each round takes the ways in turn, each in a new clone of this repository's last commit: first with nothing cached,
@@ -48,12 +51,14 @@ LAST_TASKS = {"register", "look for news"}  # of a retraining, and of one with n
 IMPORTS = ("flows.retrain", "dvc.repo", "mlflow", "torch")
 
 _RETRAIN = [sys.executable, "-m", "flows", "retrain"]
+_REPRO, _REGISTER = "python -m dvc repro", "python -m flows register"
 _COMMANDS = {
-    "stages": ["sh", "-c", " && ".join(f"python -m tasks.{stage}" for stage in STAGE_OUTPUTS)],
-    "dvc": [sys.executable, "-m", "dvc", "repro"],
+    "stages": ["sh", "-c", " && ".join([*(f"python -m tasks.{stage}" for stage in STAGE_OUTPUTS), _REGISTER])],
+    "dvc": ["sh", "-c", f"{_REPRO} && {_REGISTER}"],
     "flow, own server": _RETRAIN,
     "flow, running server": _RETRAIN,
 }
+_UNCHANGED = {**_COMMANDS, "dvc": ["sh", "-c", _REPRO]}
 _DECODED = re.compile(r"(?:decode|read \w+): ([\d,]+) done")
 _EPOCH = re.compile(r"epoch +\d+/")
 
@@ -212,7 +217,7 @@ def one_round(place: Place, number: int) -> Iterator[Run]:
         shutil.copy(place.folder / "mlflow.db", clone)
         yield measured(way, "cold", command, clone, place)
         if way != "stages":
-            yield measured(way, "unchanged", command, clone, place)
+            yield measured(way, "unchanged", _UNCHANGED[way], clone, place)
 
 
 def scheduled(place: Place, rounds: int) -> Iterator[Run]:
@@ -405,20 +410,16 @@ def overhead_table(runs: list[Run]) -> str:
         pairs = list(zip(select(runs, way, "cold"), bare, strict=True))
         walls = [run.outside - base.outside for run, base in pairs]
         lines.append(overhead_line(way, walls, [run.cpu_outside - base.cpu_outside for run, base in pairs]))
-        if way.startswith("flow"):
-            less = [seconds - run.phases["register"] for seconds, (run, _) in zip(walls, pairs, strict=True)]
-            lines.append(overhead_line(f"{way}, less registration", less, []))
     lines.append(f"| target | | {JOB_SECONDS * TARGET:.1f} | | | {TARGET:.0%} |")
     return "\n".join(lines)
 
 
 def overhead_line(what: str, walls: list[float], cpus: list[float]) -> str:
-    """A line of overhead_table. CPU seconds are known of whole processes only, so not of all that is told."""
+    """A line of overhead_table."""
     each = [", ".join(f"{value:.1f}" for value in values) for values in (walls, cpus)]
-    medians = [statistics.median(values) for values in (walls, cpus) if values]
+    medians = [statistics.median(values) for values in (walls, cpus)]
     shares = ", ".join(f"{median / JOB_SECONDS:.0%}" for median in medians)
-    cpu = f"{medians[1]:.1f}" if cpus else ""
-    return f"| {what} | {each[0]} | {medians[0]:.1f} | {each[1]} | {cpu} | {shares} |"
+    return f"| {what} | {each[0]} | {medians[0]:.1f} | {each[1]} | {medians[1]:.1f} | {shares} |"
 
 
 def phases_table(runs: list[Run]) -> str:

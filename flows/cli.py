@@ -13,6 +13,7 @@ import click
 
 from flows.decide import COMMANDS
 from flows.printing import JSON, print_json
+from tasks import collector
 from tasks.errors import DataError, RefitError, WorkspaceError, exit_with
 
 _EXIT_CODES = """\b
@@ -52,6 +53,7 @@ class _Commands(click.Group):
 @click.version_option(package_name="refit")
 def main(project: Path | None) -> None:
     """Fine-tune a pretrained model on your data, register the result, and be able to reproduce it."""
+    collector.relax()
     os.chdir(project or _nearest_project())
 
 
@@ -65,7 +67,12 @@ def retrain(deliver: str | None, as_json: bool) -> None:
     """Run the whole flow: validate, fetch, fine-tune, evaluate, register the candidate."""
     _load_params_first()
     _prefect_defaults()
-    from flows.liveness import require_server
+    from flows import dvc_process
+    from flows.local_server import serve_locally
+
+    dvc_process.start()
+
+    require_server = serve_locally()  # it starts while the flow is imported
     from flows.retrain import retrain as flow
 
     require_server()
@@ -213,7 +220,6 @@ def _load_params_first() -> None:
 
 def _prefect_defaults() -> None:
     """Before prefect is imported: it reads its settings once."""
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")  # a slow machine needs 20
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 

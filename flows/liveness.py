@@ -83,7 +83,7 @@ def require_server() -> None:
     """
     address = PREFECT_API_URL.value()
     if not address:
-        return  # the flow starts a temporary server
+        return  # Prefect starts a temporary server
     with get_client(sync_client=True) as client:
         trouble = client.api_healthcheck()
     if trouble is not None:

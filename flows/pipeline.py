@@ -1,36 +1,29 @@
 """The pure work as the flow sees it: DVC's stages, one at a time.
 
 is_unchanged("finetune")      asks DVC, in this process
-reproduce("finetune", log)    runs `dvc repro --single-item finetune`, passing its output on line by line
+reproduce("finetune", log)    runs `dvc repro --single-item finetune`, passing its output on line by line; says
+                              whether there was anything to do
 """
 
 import contextlib
 import io
 import logging
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flows import commits
+from flows import commits, dvc_process
 from tasks.errors import ERRORS_BY_EXIT_CODE, DataError, RefitError, StorageUnavailableError, WorkspaceError
 
 Answer = TypeVar("Answer")
 
 _SECONDS_BETWEEN_LOCK_ATTEMPTS = 3.0
 _LOCK_ATTEMPTS = 200  # ten minutes: another `dvc` in the same folder is waited for
-_SECONDS_TO_STOP = 20.0
 _LOCKED_FOR_LONG = "another DVC process has held this folder's lock for ten minutes; is it still alive?"
 _LOCKED = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
-_NOISE = re.compile(
-    r"^(Updating lock file|Use `dvc push`|To track the changes|To enable auto staging|\tgit add|\tdvc config)"
-)
+_IDLE = re.compile(r"Stage '.*' didn't change, skipping")
 
 
 def is_unchanged(stage: str) -> bool:
@@ -167,8 +160,8 @@ def inputs_of(stage: str) -> list[str]:
 
 def reproduce(
     target: str, log: Callable[[str], None], single_item: bool = True, timeout_seconds: float | None = None
-) -> None:
-    """Reproduce one stage (or, not `single_item`, all that leads to it).
+) -> bool:
+    """Reproduce one stage (or, not `single_item`, all that leads to it); say whether there was anything to do.
 
     What is missing here but known is taken from the remote, if there is one. A lock held by another DVC process is
     waited for. When this process is interrupted, the stage and all its children are stopped first.
@@ -177,13 +170,14 @@ def reproduce(
         RefitError: of the class that the stage's exit code names, with the stage's own message.
         WorkspaceError: it took longer than `timeout_seconds`, and was stopped.
     """
-    options = [*(["--single-item"] if single_item else []), *(["--pull"] if _has_remote() else [])]
-    command = [sys.executable, "-m", "dvc", "repro", *options, target]
+    has_remote = _has_remote()
+    if has_remote and single_item and is_unchanged(target):
+        return False  # `--pull` would go and look for what others ran
+    options = [*(["--single-item"] if single_item else []), *(["--pull"] if has_remote else [])]
     for _ in range(_LOCK_ATTEMPTS):
-        lines: list[str] = []
-        status = _run(command, lines, log, timeout_seconds)
+        status, lines = dvc_process.run(["repro", *options, target], log, timeout_seconds)
         if status == 0:
-            return
+            return not (single_item and any(_IDLE.fullmatch(line) for line in lines))
         if not any(_LOCKED.search(line) for line in lines):
             raise _as_error(target, lines)
         log(f"{target}: another DVC process works in this folder; waiting for it")
@@ -223,59 +217,6 @@ def _with_remote(verb: str, act: Callable[[Any], object]) -> bool:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _run(command: list[str], lines: list[str], log: Callable[[str], None], timeout_seconds: float | None = None) -> int:
-    # DVC starts `python -m tasks…`: the interpreter of this process must be the one that it finds.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,
-    ) as process:
-        assert process.stdout is not None
-        expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            _stop(process)
-
-        clock = threading.Timer(timeout_seconds or threading.TIMEOUT_MAX, expire)
-        clock.daemon = True
-        clock.start()
-        try:
-            for line in process.stdout:
-                line = line.rstrip()
-                lines.append(line)
-                if line and not _NOISE.match(line):
-                    log(line)
-            status = process.wait()
-        except BaseException:
-            _stop(process)
-            raise
-        finally:
-            clock.cancel()
-    if timeout_seconds is not None and expired.is_set():
-        raise WorkspaceError(
-            f"`{' '.join(command[2:])}` was stopped after {timeout_seconds / 3600:g} hours; "
-            "raise `flow.stage_timeout_hours` in params.yaml if it needs longer"
-        )
-    return status
-
-
-def _stop(process: "subprocess.Popen[str]") -> None:
-    for stop_signal in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, stop_signal)
-            process.wait(_SECONDS_TO_STOP)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _as_error(target: str, lines: list[str]) -> RefitError:

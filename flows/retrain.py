@@ -63,10 +63,11 @@ def retrain(deliver: Deliver = "workspace") -> Any:
     policy.keep_logs_short()
     params = load_params()
     with reporting():
-        clean_up(params)
+        cleaning = clean_up.submit(params)  # beside the stages: it looks at other runs only
         if deliver == "branch":
             bring_data()
             if known := already_registered(params):
+                cleaning.wait()
                 return nothing_to_do(known)
             commits.start_branch(_branch())
         elif deliver == "commit":
@@ -88,6 +89,7 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         show_evaluation()
         if deliver != "workspace":
             keep(f"Retrain {params.register.model_name}: {_headline()}", deliver)
+        cleaning.wait()
         compare()
         return register()
 
@@ -96,12 +98,10 @@ def retrain(deliver: Deliver = "workspace") -> Any:
 def run_stage(stage: str) -> State[None]:
     """Reproduce one DVC stage, unless it is unchanged."""
     logger = get_run_logger()
-    if pipeline.is_unchanged(stage):
-        logger.info("unchanged: nothing to do")
-        return Completed(name="Unchanged", message="its code, params and inputs are those of the last run")
     try:
         hours = load_params().flow.stage_timeout_hours
-        pipeline.reproduce(stage, logger.info, timeout_seconds=3600 * hours)
+        if not pipeline.reproduce(stage, logger.info, timeout_seconds=3600 * hours):
+            return Completed(name="Unchanged", message="its code, params and inputs are those of the last run")
     except DataError as error:
         tell("refit.data.rejected", str(error))
         if stage == "validate":

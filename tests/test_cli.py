@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from flows import cli, commits, pipeline
+from flows import cli, commits, dvc_process, pipeline
 from flows.cli import main
 from tasks.errors import ERRORS_BY_EXIT_CODE, CheckpointError, DataError, RefitError, WorkspaceError
 
@@ -136,11 +135,12 @@ def test_a_locked_workspace_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> No
         [],
     ]
 
-    def locked_twice(_command: list[str], lines: list[str], *_: object) -> int:
-        lines += answers.pop(0)
-        return 1 if lines else 0
+    def locked_twice(*_: object) -> tuple[int, list[str]]:
+        lines = answers.pop(0)
+        return (1 if lines else 0), lines
 
-    monkeypatch.setattr(pipeline, "_run", locked_twice)
+    monkeypatch.setattr(dvc_process, "run", locked_twice)
+    monkeypatch.setattr(pipeline, "_has_remote", lambda: False)
     monkeypatch.setattr(pipeline, "_SECONDS_BETWEEN_LOCK_ATTEMPTS", 0.0)
     said: list[str] = []
     pipeline.reproduce("ingest", said.append)
@@ -148,23 +148,79 @@ def test_a_locked_workspace_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> No
     assert said == ["ingest: another DVC process works in this folder; waiting for it"] * 2
 
 
-def test_an_interruption_stops_the_stage_and_its_children(tmp_path: Path) -> None:
+@pytest.fixture
+def stage(here: Path) -> Callable[[str], None]:
+    """A project of one stage `work`, which runs this shell command."""
+    (here / ".dvc").mkdir()
+    (here / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+
+    def write(command: str) -> None:
+        (here / "dvc.yaml").write_text(json.dumps({"stages": {"work": {"cmd": command, "outs": ["out"]}}}))
+
+    return write
+
+
+def test_dvc_is_started_once_and_says_whether_there_was_anything_to_do(stage: Callable[[str], None]) -> None:
+    stage("echo working && echo a > out")
+    process = dvc_process.start()
+    said: list[str] = []
+    assert pipeline.reproduce("work", said.append)
+    assert "working" in said
+    assert not pipeline.reproduce("work", said.append)
+    assert dvc_process.start() is process
+
+
+def test_a_stage_has_the_environment_and_folder_of_the_caller(
+    stage: Callable[[str], None], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dvc_process.start()
+    monkeypatch.setenv("REFIT_TEST", "of the caller")
+    stage("echo $REFIT_TEST > out")
+    pipeline.reproduce("work", print)
+    assert (here / "out").read_text() == "of the caller\n"
+
+
+def test_a_stage_does_not_read_the_requests(stage: Callable[[str], None], here: Path) -> None:
+    stage("cat > out")
+    pipeline.reproduce("work", print)
+    assert (here / "out").read_text() == ""
+
+
+def test_a_mistake_in_what_is_asked_does_not_end_dvc(stage: Callable[[str], None]) -> None:
+    stage("echo a > out")
+    process = dvc_process.start()
+    status, lines = dvc_process.run(["repro", "--nonsense"], lambda line: None)
+    assert status != 0
+    assert any("--nonsense" in line for line in lines)
+    assert process.poll() is None
+
+
+def test_an_interruption_stops_the_stage_and_its_children(stage: Callable[[str], None], tmp_path: Path) -> None:
     marker = tmp_path / "alive"
-    work = f"subprocess.run(['sh', '-c', 'sleep 30; touch {marker}'])"
-    code = f"import subprocess; print('go', flush=True); {work}"
+    stage(f"echo go && sh -c 'sleep 30; touch {marker}'")
 
     def interrupt(line: str) -> None:
-        raise KeyboardInterrupt(line)
+        if line == "go":
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipeline._run([sys.executable, "-c", code], [], interrupt)
+        pipeline.reproduce("work", interrupt)
     alive = subprocess.run(["pgrep", "-f", f"touch {marker}"], capture_output=True, check=False)
     assert alive.returncode == 1
+    stage("echo a > out")
+    assert pipeline.reproduce("work", print), "the next stage gets a new process"
 
 
-def test_a_stage_that_takes_too_long_is_stopped() -> None:
+def test_a_stage_whose_dvc_is_killed_has_failed(stage: Callable[[str], None]) -> None:
+    stage("kill -9 $PPID")
+    with pytest.raises(RefitError, match="stage work failed"):
+        pipeline.reproduce("work", print)
+
+
+def test_a_stage_that_takes_too_long_is_stopped(stage: Callable[[str], None]) -> None:
+    stage("sleep 60")
     with pytest.raises(WorkspaceError, match=r"was stopped after .* hours; raise `flow\.stage_timeout_hours`"):
-        pipeline._run([sys.executable, "-c", "import time; time.sleep(60)"], [], print, timeout_seconds=0.5)
+        pipeline.reproduce("work", print, timeout_seconds=2)
 
 
 # A run is a commit

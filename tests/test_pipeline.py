@@ -67,7 +67,7 @@ def test_after_dvc_the_flow_recomputes_nothing(by_dvc: Path) -> None:
     env = environment(by_dvc.parent)
     said = refit("retrain", cwd=by_dvc, env=env)
     assert "Running stage" not in said
-    assert said.count("unchanged: nothing to do") == len(STAGE_OUTPUTS)
+    assert said.count("didn't change, skipping") == len(STAGE_OUTPUTS)
     assert "models:/digits-candidates/1" in said
     again = refit("retrain", cwd=by_dvc, env=env)
     assert "models:/digits-candidates/1  (this content was registered before)" in again

@@ -1,0 +1,142 @@
+"""DVC's command line in a process that stays: DVC is imported once, not for each stage.
+
+    status, lines = run(["repro", "--single-item", "fetch"], log)
+
+Both ends are here. The process (`python -m flows.dvc_process`) reads requests from its standard input, a line of
+JSON each: `arguments` of dvc, the `folder` to run in and its whole `environment`. What DVC and the stage say comes
+back line by line; then a line of END_MARK and the exit status. It ends when nobody can ask any more.
+"""
+
+import atexit
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tasks.collector import relax
+from tasks.errors import WorkspaceError
+
+END_MARK = "\0end "
+_SECONDS_TO_STOP = 20.0
+_NOISE = re.compile(
+    r"^(Updating lock file|Use `dvc push`|To track the changes|To enable auto staging|\tgit add|\tdvc config)"
+)
+_process: "subprocess.Popen[str] | None" = None
+
+
+def run(
+    arguments: Sequence[str], log: Callable[[str], None], timeout_seconds: float | None = None
+) -> tuple[int, list[str]]:
+    """Run a command of DVC in the present folder and environment.
+
+    When `log` raises, or this process is interrupted, the command and all its children are stopped first.
+
+    Returns:
+        The exit status, and every line; `log` got each when it came, but for DVC's advice.
+
+    Raises:
+        WorkspaceError: it took longer than `timeout_seconds`, and was stopped.
+    """
+    process = start()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    # DVC starts `python -m tasks…`: the interpreter of this process must be the one that it finds.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
+    request = {"arguments": list(arguments), "folder": str(Path.cwd()), "environment": environment}
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        _stop(process)
+
+    clock = threading.Timer(timeout_seconds or threading.TIMEOUT_MAX, expire)
+    clock.daemon = True
+    clock.start()
+    lines: list[str] = []
+    status: int | None = None
+    try:
+        process.stdin.write(f"{json.dumps(request)}\n")
+        process.stdin.flush()
+        while status is None and (line := process.stdout.readline()):
+            text, is_end, code = line.rstrip().partition(END_MARK)
+            if text or not is_end:
+                lines.append(text)
+            if text and not _NOISE.match(text):
+                log(text)
+            status = int(code) if is_end else None
+    except BaseException:
+        _stop(process)
+        raise
+    finally:
+        clock.cancel()
+    if expired.is_set():
+        raise WorkspaceError(
+            f"`dvc {' '.join(arguments)}` was stopped after {(timeout_seconds or 0) / 3600:g} hours; "
+            "raise `flow.stage_timeout_hours` in params.yaml if it needs longer"
+        )
+    return (process.wait() or 1 if status is None else status), lines  # None: it was killed
+
+
+def start() -> "subprocess.Popen[str]":
+    """Start the process, unless there is one; it gets ready while the caller does other things."""
+    global _process
+    if _process is None or _process.poll() is not None:
+        _process = subprocess.Popen(
+            [sys.executable, "-m", "flows.dvc_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,  # a group that can be stopped with all its children
+        )
+        atexit.register(_process.communicate)  # closes its input, and waits for its end
+    return _process
+
+
+def _stop(process: "subprocess.Popen[str]") -> None:
+    for stop_signal in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, stop_signal)
+            process.wait(_SECONDS_TO_STOP)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def main() -> None:
+    """The process."""
+    relax()
+    import dvc.commands.repro
+    import dvc.repo.reproduce  # noqa: F401
+
+    requests = os.fdopen(os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the requests are not for a stage to read
+    for line in requests:
+        sys.stdout.write(f"{END_MARK}{_command(**json.loads(line))}\n")
+        sys.stdout.flush()
+
+
+def _command(arguments: Sequence[str], folder: str, environment: Mapping[str, str]) -> int:
+    from dvc.cli import main as dvc
+
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        return int(dvc(list(arguments)))
+    except SystemExit as stop:  # argparse
+        return stop.code if isinstance(stop.code, int) else 1
+
+
+if __name__ == "__main__":
+    main()
