@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from flows.decide import COMMANDS
 from flows.printing import JSON, print_json
 from tasks import collector
 from tasks.errors import DataError, RefitError, WorkspaceError, exit_with
+
+if TYPE_CHECKING:
+    from flows.retrain import Deliver
 
 _EXIT_CODES = """\b
 Exit codes:
@@ -63,7 +66,7 @@ def main(project: Path | None) -> None:
 )
 @click.option("--branch", "deliver", flag_value="branch", help="As the schedule does: new data in, a branch out.")
 @JSON
-def retrain(deliver: str | None, as_json: bool) -> None:
+def retrain(deliver: "Deliver | None", as_json: bool) -> None:
     """Run the whole flow: validate, fetch, fine-tune, evaluate, register the candidate."""
     _load_params_first()
     _prefect_defaults()
@@ -73,11 +76,11 @@ def retrain(deliver: str | None, as_json: bool) -> None:
     dvc_process.start()
 
     require_server = serve_locally()  # it starts while the flow is imported
-    from flows.retrain import retrain as flow
+    from flows.retrain import retrain_here
 
     require_server()
 
-    state: Any = flow(deliver=deliver or "workspace", return_state=True)
+    state: Any = retrain_here(deliver or "workspace")
     summary = state.result()  # raises what went wrong
     if as_json:
         print_json(summary)
@@ -126,10 +129,12 @@ def validate(as_json: bool) -> None:
 def register(as_json: bool) -> None:
     """Register what is in the workspace, for instance after MLflow could not be reached."""
     from tasks.compare import compare as compare_with_champion
-    from tasks.register import register_candidate
+    from tasks.register import find_registered, register_candidate
 
-    compare_with_champion()
-    registration = register_candidate()
+    registration = find_registered()
+    if registration is None:
+        compare_with_champion()
+        registration = register_candidate()
     version = registration.version
     if as_json:
         print_json({"uri": version.uri, "is_new": registration.is_new, "links": dict(registration.links)})

@@ -18,6 +18,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed
 
 from flows import commits, pipeline, policy
@@ -25,13 +26,13 @@ from flows.finetune import train_on_worker
 from flows.liveness import is_over, reconcile, reporting
 from flows.notifications import tell
 from flows.prepare import prepare
-from tasks import paths, tracking
+from tasks import paths, probe, tracking
 from tasks.changes import changes_markdown, data_changes
 from tasks.compare import compare as compare_with_champion
 from tasks.errors import DataError, TrackingError, WorkspaceError
 from tasks.params import Params, load_params
 from tasks.publish import sha256_of_file
-from tasks.register import Registration, git_state, register_candidate
+from tasks.register import Registration, find_registered, git_state, register_candidate
 from tasks.reports import evaluation_markdown, validation_markdown
 
 Deliver = Literal["workspace", "commit", "branch"]
@@ -49,6 +50,12 @@ def _run_name() -> str:
     commit, _ = git_state()
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return f"retrain {load_params().register.model_name} {today} {commit[:6]}"
+
+
+def retrain_here(deliver: Deliver) -> State[Any]:
+    """The flow, in this process. Prefect's heartbeat, of which `reporting` has no need, would end a second late."""
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        return retrain(deliver=deliver, return_state=True)  # type: ignore[return-value]  # it is no coroutine
 
 
 @flow(name="retrain", flow_run_name=_run_name, persist_result=False)
@@ -84,7 +91,8 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         run_stage("fetch")
         if params.flow.training_deployment is not None:
             train_elsewhere(params, deliver)
-        run_stage("finetune")
+        if run_stage("finetune").name != "Unchanged":
+            probe.get_ready({})  # for the comparison, while the evaluation runs
         run_stage("evaluate")
         show_evaluation()
         if deliver != "workspace":
@@ -133,7 +141,7 @@ def train_elsewhere(params: Params, deliver: Deliver) -> State[None]:
 @task(task_run_name="register", **_EFFECT)
 def register() -> dict[str, Any]:
     """Register the candidate in MLflow, and link to it from this run's page."""
-    registration = register_candidate({tracking.FLOW_RUN_TAG: str(flow_run.id)})
+    registration = find_registered() or register_candidate({tracking.FLOW_RUN_TAG: str(flow_run.id)})
     version = registration.version
     known = "new" if registration.is_new else "this content was registered before"
     get_run_logger().info("candidate: %s version %s (%s)", version.model_name, version.version, known)
@@ -145,13 +153,16 @@ def register() -> dict[str, Any]:
 
 
 @task(task_run_name="compare", **_EFFECT)
-def compare() -> str:
+def compare() -> State[None]:
     """Compare the candidate with the champion; the verdict is for a person, and stops nothing here."""
+    if find_registered() is not None:
+        return Completed(name="Unchanged", message="it was registered, with a comparison with the present champion")
     comparison = compare_with_champion()
+    probe.get_ready(tracking.environment(load_params().register))  # to check what comes back from MLflow
     get_run_logger().info("gate: %s: %s", comparison["verdict"], "; ".join(comparison["reasons"]))
     summary = paths.COMPARISON_SUMMARY.read_text()
     create_markdown_artifact(summary, key="comparison", description="Candidate and champion")
-    return str(comparison["verdict"])
+    return Completed(message=f"the gate says: {comparison['verdict']}")
 
 
 @task(task_run_name="commit", **_EFFECT)

@@ -6,6 +6,7 @@ Used for the champion (its own stored code predicts), for the serving check, and
 the golden images: a few test images with the probabilities that the trained model gave them.
 """
 
+import atexit
 import base64
 import json
 import os
@@ -25,6 +26,7 @@ from tasks.errors import EvidenceError
 _CHILD = Path(__file__).with_name("probe_child.py")
 _SECONDS_AT_MOST = 1800
 NUM_GOLDEN = 24
+_waiting: "tuple[dict[str, str], subprocess.Popen[str]] | None" = None
 
 
 @dataclass(frozen=True)
@@ -69,25 +71,58 @@ def ask(uri: str | None, images: Sequence[Path], environment: Mapping[str, str],
     return Answer(**(answer | {"classes": tuple(answer["classes"]), "probabilities": probabilities}))
 
 
+def get_ready(environment: Mapping[str, str]) -> None:
+    """Start the process of the next `ask` with this environment: its imports take seconds, in which others work."""
+    global _waiting
+    dismiss()
+    _waiting = (dict(environment), _start(environment))
+
+
+@atexit.register
+def dismiss() -> None:
+    """Nothing will be asked: end the process that waits, if one does."""
+    global _waiting
+    if _waiting is not None:
+        _, child = _waiting
+        _waiting = None
+        child.kill()
+        child.communicate()
+
+
+def _start(environment: Mapping[str, str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-I", "-B", "-W", "ignore", str(_CHILD)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tempfile.gettempdir(),
+        env={**os.environ, **environment},
+        text=True,
+        errors="replace",
+    )
+
+
+def _take(environment: Mapping[str, str]) -> "subprocess.Popen[str]":
+    global _waiting
+    if _waiting is None or _waiting[0] != environment:
+        return _start(environment)
+    _, child = _waiting
+    _waiting = None
+    return child
+
+
 def _run(name: str, request: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="refit-probe-") as folder:
-        request_file, answer_file = Path(folder, "request.json"), Path(folder, "answer.json")
-        request_file.write_text(json.dumps(request))
+    with tempfile.TemporaryDirectory(prefix="refit-probe-") as folder, _take(environment) as child:
+        answer_file = Path(folder, "answer.json")
         try:
-            child = subprocess.run(
-                [sys.executable, "-I", "-B", "-W", "ignore", str(_CHILD), str(request_file), str(answer_file)],
-                cwd=folder,
-                env={**os.environ, **environment},
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_SECONDS_AT_MOST,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise EvidenceError(f"{name} did not answer within {_SECONDS_AT_MOST} seconds") from None
+            _, said = child.communicate(json.dumps({**request, "answer": str(answer_file)}), _SECONDS_AT_MOST)
+        except BaseException as error:
+            child.kill()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise EvidenceError(f"{name} did not answer within {_SECONDS_AT_MOST} seconds") from None
+            raise
         if not answer_file.exists():
-            last = (child.stderr.strip() or "no output").splitlines()[-1]
+            last = (said.strip() or "no output").splitlines()[-1]
             raise EvidenceError(f"{name} cannot be used: the process ended with {child.returncode}: {last}")
         return json.loads(answer_file.read_text())
 

@@ -1,15 +1,18 @@
 """A model loaded and asked in a process of its own, by nothing but its address. Started by tasks/probe.py.
 
-    python -I probe_child.py request.json answer.json
+    python -I probe_child.py < request
 
 It stands alone: with an address in MLflow, the code that runs is the code that was stored with the model, never
-that of this project. `request` names the model (`uri`, or `project`, `weights` and `card`), `images` (files) and
-`num_threads`; `answer` has `classes`, `probabilities` ([image][class]), `milliseconds_per_image` (one image at a
-time, decoding included), `seconds_to_load`, `peak_megabytes` and `versions`; or `error`.
+that of this project. The request, JSON, names the model (`uri`, or `project`, `weights` and `card`), `images` (files),
+`num_threads` and `answer`, the file to write. The libraries are imported before it is read: a process may be started
+before there is anything to ask. The answer has `classes`, `probabilities` ([image][class]), `milliseconds_per_image`
+(one image at a time, decoding included), `seconds_to_load`, `peak_megabytes` and `versions`; or `error`.
 """
 
 import gc
+import importlib
 import json
+import os
 import resource
 import statistics
 import sys
@@ -22,16 +25,18 @@ _TIMED_IMAGES = 24
 _ROUNDS = 3
 
 
-def main(request_file: str, answer_file: str) -> None:
+def main() -> None:
     gc.set_threshold(100_000, 50, 50)  # a third of the time to import torch and mlflow, otherwise
-    request = json.loads(Path(request_file).read_text())
     # An editable install of the project would shadow the code that lies beside the model.
     sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+    for library in ("torch", "torchvision", *(["mlflow"] if "MLFLOW_TRACKING_URI" in os.environ else [])):
+        importlib.import_module(library)
+    request = json.load(sys.stdin)
     try:
         answer = _answer(request)
     except Exception as error:  # whatever it is, it is the answer: this model cannot be used
         answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
-    Path(answer_file).write_text(json.dumps(answer))
+    Path(request["answer"]).write_text(json.dumps(answer))
     gc.freeze()
 
 
@@ -89,4 +94,4 @@ def _milliseconds(predict: Any, contents: list[bytes]) -> float:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,6 +1,6 @@
 """The effect `register`: puts what the stages made into MLflow, as a run and a candidate version.
 
-    registration = register_candidate()
+    registration = find_registered() or register_candidate()
 
 Not a DVC stage: it changes a server, not a file. Repeating it is harmless, and completes what was interrupted.
 The content digest covers everything that the version stands for (data, split, base checkpoint, parameters,
@@ -23,7 +23,7 @@ from tasks import evidence, paths, probe, tracking
 from tasks.errors import EvidenceError, WorkspaceError
 from tasks.params import Params, as_dict, load_params, public, pure, training_digest
 from tasks.publish import sha256_of_file, sha256_of_json
-from tasks.records import Record, Version
+from tasks.records import CONTENT_TAG, Record, Version
 from tasks.reports import evaluation_markdown, validation_markdown
 
 _COMPARISON = (paths.COMPARISON, paths.COMPARISON_REPORT, paths.COMPARISON_SUMMARY)
@@ -70,6 +70,54 @@ def register_candidate(extra_tags: Mapping[str, str] | None = None) -> Registrat
     return Registration(version, is_new, tracking.links(params.register, version))
 
 
+def find_registered() -> Registration | None:
+    """The registration of what is in the workspace, if there is nothing to add to it.
+
+    That is: the candidate has this content, was compared with the present champion under the present settings, and
+    names this commit if that is a clean one. No comparison is needed in the workspace.
+
+    Raises:
+        WorkspaceError: an output of a stage is missing, or belongs to another run than the others.
+        TrackingError: MLflow cannot be reached, or refuses.
+    """
+    params = load_params()
+    _require_outputs()
+    _require_one_run(params)
+    found = tracking.version_with_alias(params.register, tracking.CANDIDATE)
+    if found is None:
+        return None
+    card, validation = json.loads(paths.MODEL_CARD.read_text()), json.loads(paths.VALIDATION_SUMMARY.read_text())
+    champion = tracking.version_with_alias(params.register, tracking.CHAMPION)
+    commit, diff = git_state()
+    expected = {
+        CONTENT_TAG: sha256_of_json(_lineage(params, card, validation)),
+        tracking.COMPARISON_TAG: _comparison_digest(
+            None if champion is None else champion.identity, as_dict(params.gate), _compared_files(card)
+        ),
+        **({} if diff else _commit_tags(commit, diff)),
+    }
+    if any(found.tags.get(name) != value for name, value in expected.items()):
+        return None
+    return Registration(found, False, tracking.links(params.register, found))
+
+
+def _compared_files(card: dict[str, Any]) -> dict[str, str]:
+    """What names the candidate in its comparison."""
+    return {"weights_sha256": card["weights_sha256"], "evaluation_sha256": sha256_of_file(paths.EVALUATION)}
+
+
+def _comparison_digest(champion: Any, gate: Any, candidate: Any) -> str:
+    return sha256_of_json({"champion": champion, "gate": gate, "candidate": candidate})
+
+
+def _commit_tags(commit: str, diff: str) -> dict[str, str]:
+    return {
+        "refit.git_commit": commit,
+        "refit.git_dirty": str(bool(diff)).lower(),
+        "refit.dvc_lock_sha256": sha256_of_file(paths.LOCK),
+    }
+
+
 def _require_outputs() -> None:
     needed = (*_REPORTS, *_PLOTS, *_LINEAGE, paths.ACCEPTED, paths.MODEL_WEIGHTS, paths.EVALUATION)
     missing = [path.as_posix() for path in needed if not path.exists()]
@@ -108,8 +156,7 @@ def _comparison(params: Params) -> dict[str, Any]:
         raise EvidenceError(f"no registration without evidence: {missing[0]} is missing; run `refit compare`")
     comparison = json.loads(paths.COMPARISON.read_text())
     card = json.loads(paths.MODEL_CARD.read_text())
-    found = {"weights_sha256": card["weights_sha256"], "evaluation_sha256": sha256_of_file(paths.EVALUATION)}
-    if comparison["candidate"] != found or comparison["gate"] != as_dict(params.gate):
+    if comparison["candidate"] != _compared_files(card) or comparison["gate"] != as_dict(params.gate):
         raise EvidenceError(f"{paths.COMPARISON} is about another model or other settings; run `refit compare`")
     champion = tracking.version_with_alias(params.register, tracking.CHAMPION)
     if comparison["champion"] != (None if champion is None else champion.identity):
@@ -172,9 +219,7 @@ def _record(params: Params, comparison: dict[str, Any], extra_tags: Mapping[str,
     commit, diff = git_state()
     tags = {
         **{f"refit.{name}": value for name, value in lineage.items()},
-        "refit.git_commit": commit,
-        "refit.git_dirty": str(bool(diff)).lower(),
-        "refit.dvc_lock_sha256": sha256_of_file(paths.LOCK),
+        **_commit_tags(commit, diff),
         "refit.weights_bytes": str(paths.MODEL_WEIGHTS.stat().st_size),
         "refit.python": platform.python_version(),
         **{f"refit.environment.{name}": str(value) for name, value in card["environment"].items()},
@@ -201,7 +246,7 @@ def _record(params: Params, comparison: dict[str, Any], extra_tags: Mapping[str,
         description="\n\n".join(
             (paths.COMPARISON_SUMMARY.read_text(), evaluation_markdown(evaluation), validation_markdown(validation))
         ),
-        comparison_digest=sha256_of_json({name: comparison[name] for name in ("champion", "gate", "candidate")}),
+        comparison_digest=_comparison_digest(comparison["champion"], comparison["gate"], comparison["candidate"]),
         verdict={"refit.verdict": comparison["verdict"], "refit.reasons": "; ".join(comparison["reasons"])[:4000]},
     )
 

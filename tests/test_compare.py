@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import evidence, paths, probe, tracking
+from tasks import evidence, paths, probe, register, tracking
 from tasks.compare import compare
 from tasks.decision import changes, comparison_markdown
 from tasks.errors import EvidenceError, WorkspaceError
 from tasks.params import load_params, public
 from tasks.publish import sha256_of_file
-from tasks.register import register_candidate
+from tasks.register import find_registered, register_candidate
 
 from .conftest import change_params
 from .test_tracking import client
@@ -160,6 +160,55 @@ def test_new_settings_of_the_gate_renew_the_evidence_of_the_same_version(trained
     assert second.version.tags[tracking.EVIDENCE_TAG] != first.tags[tracking.EVIDENCE_TAG]
     assert stored_evidence(second.version)["params"]["gate"]["min_accuracy"] == 0.99
     assert register_candidate().version == second.version, "and nothing is renewed without need"
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_what_is_registered_is_found_without_a_new_comparison(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_registered() is None
+    first = register_candidate()
+    paths.COMPARISON.unlink()
+    found = find_registered()
+    assert found is not None
+    assert (found.version, found.is_new) == (first.version, False)
+    monkeypatch.setattr(register, "git_state", lambda: ("f" * 40, ""))
+    assert find_registered() is None, "a clean commit that it does not name"
+    monkeypatch.setattr(register, "git_state", lambda: ("f" * 40, "a difference"))
+    assert find_registered() is not None, "a dirty one is not worth a new registration"
+    change_params(trained / "params.yaml", {"gate.min_accuracy": 0.99})
+    assert find_registered() is None, "the gate has other settings"
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_a_new_champion_asks_for_a_new_comparison(trained: Path) -> None:
+    first = register_candidate().version
+    settings = load_params().register
+    client().create_registered_model(settings.model_name)
+    made = client().create_model_version(settings.model_name, first.source, first.run_id)
+    client().set_registered_model_alias(settings.model_name, tracking.CHAMPION, made.version)
+    assert find_registered() is None
+
+
+def test_a_process_that_got_ready_answers_like_any_other(trained: Path) -> None:
+    images = [Path(name) for name in pd.read_parquet(paths.PREDICTIONS)["path"].iloc[:3]]
+    probe.get_ready({})
+    assert probe._waiting is not None
+    _, child = probe._waiting
+    answer = probe.ask(None, images, {}, 1)
+    assert child.returncode == 0, "it was this one that answered"
+    expected = probe.ask(None, images, {}, 1)
+    assert np.array_equal(answer.probabilities, expected.probabilities)
+
+
+def test_a_process_with_another_environment_is_not_asked() -> None:
+    probe.get_ready({"A": "1"})
+    assert probe._waiting is not None
+    _, child = probe._waiting
+    other = probe._take({"A": "2"})
+    other.kill()
+    other.communicate()
+    assert other is not child
+    probe.dismiss()
+    assert child.poll() is not None
 
 
 def table(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
