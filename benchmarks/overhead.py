@@ -87,7 +87,7 @@ class Run:
     stage_cpu_seconds: float
     load: float  # of the machine in the minute before
     work: dict[str, int]  # stages that ran, images that they decoded, epochs that they trained
-    phases: dict[str, float]  # of a flow, in seconds; they add up to `seconds`
+    phases: dict[str, float]  # of a flow, in seconds; but for what runs beside, they add up to `seconds`
 
     @property
     def outside(self) -> float:
@@ -285,8 +285,9 @@ def phases_of(database: Path, began: float, seconds: float) -> dict[str, float]:
         tasks = task_seconds(connection, run_id)
     before = as_seconds(start) - began
     in_stages = sum(tasks.pop(stage, 0.0) for stage in STAGE_OUTPUTS)
+    beside = {"clean up, beside": tasks.pop("clean up", 0.0)}  # the only task that nothing waits for, but at the end
     rest = seconds - before - in_stages - sum(tasks.values())
-    return {"imports and server": before, "stage tasks": in_stages, **tasks, "rest": rest}
+    return {"imports and server": before, "stage tasks": in_stages, **tasks, "rest": rest, **beside}
 
 
 def task_seconds(connection: sqlite3.Connection, run_id: str) -> dict[str, float]:
@@ -425,7 +426,8 @@ def overhead_line(what: str, walls: list[float], cpus: list[float]) -> str:
 def phases_table(runs: list[Run]) -> str:
     """Where the flows' seconds go, medians over the rounds."""
     flows = [(state, way) for state, way in kinds(runs) if way.startswith("flow")]
-    names = [*dict.fromkeys(name for run in runs for name in run.phases if name != "rest"), "rest"]
+    last = ("rest", "clean up, beside")
+    names = [*dict.fromkeys(name for run in runs for name in run.phases if name not in last), *last]
     lines = [f"| flow: seconds, median | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
     for state, way in flows:
         these = select(runs, way, state)

@@ -3,6 +3,7 @@
 VERSION is the number of a candidate (`<name>-candidates`); `rollback --to` names a released one (`<name>`).
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import click
 
 from flows.printing import JSON, print_json
-from tasks.errors import RefusedError
+from tasks.errors import OrchestratorUnavailableError, RefusedError
 
 _REASON = click.option("--reason", required=True, help="Why; kept in the history.")
 _DRY_RUN = click.option("--dry-run", "is_dry_run", is_flag=True, help="Check everything, change nothing.")
@@ -218,7 +219,26 @@ def _show(case: Any, err: bool = False) -> None:
 def _report(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)
+    else:
+        _say(result)
+    _tell(result)
+
+
+def _tell(result: dict[str, Any]) -> None:
+    """Pass a move on through the Prefect server, if one is named. The move is made, whatever comes of this."""
+    if "move" not in result or not os.environ.get("PREFECT_API_URL"):
         return
+    from flows.liveness import require_server
+    from flows.notifications import tell_of_move
+
+    try:
+        require_server()
+        tell_of_move(result)
+    except OrchestratorUnavailableError as error:
+        click.echo(f"nobody was told of it: {error}", err=True)
+
+
+def _say(result: dict[str, Any]) -> None:
     would = "would be " if result["is_dry_run"] else ""
     if result.get("is_champion_already"):
         click.echo(f"{result['to']} is the champion already; nothing to do")

@@ -5,6 +5,7 @@
 The address and its secrets are in the block, on the server; the file names events and texts only.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,24 @@ def apply(block: str, file: Path = AUTOMATIONS) -> list[str]:
 
 
 def tell(event: str, message: str) -> None:
-    """From a flow: something happened to the model, for the automations to pass on."""
+    """Something happened to the model, in a flow or by a command: an event for the automations to pass on."""
     name = load_params().register.model_name
+    run = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"}
     emit_event(
         event,
         resource={"prefect.resource.id": f"refit.model.{name}", "prefect.resource.name": name},
-        related=[{"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"}],
+        related=[run] if flow_run.id else [],
         payload={"message": message},
     )
+
+
+def tell_of_move(result: Mapping[str, Any]) -> None:
+    """Tell of a new champion, after `tasks.promote`; not of a dry run, nor of what had been done before."""
+    if "move" not in result or result["kind"] == "reject":
+        return
+    event = "refit.model.rolled-back" if result["kind"] == "rollback" else "refit.model.promoted"
+    move = result["move"]
+    tell(event, f"{result['to']} is the champion ({move['who']}: {move['reason']})")
 
 
 def _find(client: SyncPrefectClient, block: str) -> str:

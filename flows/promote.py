@@ -16,7 +16,7 @@ from prefect.input import RunInput
 from pydantic import Field
 
 from flows import policy
-from flows.notifications import tell
+from flows.notifications import tell_of_move
 from tasks import promote as decisions
 from tasks.decision import comparison_markdown
 from tasks.params import load_params
@@ -47,8 +47,7 @@ def promote(
         is_dry_run: check everything, change nothing.
     """
     policy.keep_logs_short()
-    result = decisions.promote(version, reason, evidence or None, is_forced, is_dry_run)
-    return _told(result, "refit.model.promoted")
+    return _told(decisions.promote(version, reason, evidence or None, is_forced, is_dry_run))
 
 
 @flow(name="reject", flow_run_name="reject {version}", persist_result=False)
@@ -68,7 +67,7 @@ def rollback(reason: str, to: str | None = None, is_dry_run: bool = False) -> di
         is_dry_run: check everything, change nothing.
     """
     policy.keep_logs_short()
-    return _told(decisions.rollback(to or None, reason, is_dry_run), "refit.model.rolled-back")
+    return _told(decisions.rollback(to or None, reason, is_dry_run))
 
 
 @flow(name="approve", flow_run_name="approve {version}", persist_result=True)
@@ -96,12 +95,10 @@ def approve(version: str) -> dict[str, Any]:
     reason = f"{answer.reason} ({answer.reviewer}, in Prefect)"
     if answer.decision == "reject":
         return _told(decisions.reject(version, reason, case.digest))
-    return _told(decisions.promote(version, reason, case.digest, answer.is_forced), "refit.model.promoted")
+    return _told(decisions.promote(version, reason, case.digest, answer.is_forced))
 
 
-def _told(result: dict[str, Any], event: str | None = None) -> dict[str, Any]:
+def _told(result: dict[str, Any]) -> dict[str, Any]:
     get_run_logger().info("%s", json.dumps(result, sort_keys=True))
-    if event is not None and "move" in result:  # not for a dry run, nor when it had been done before
-        move = result["move"]
-        tell(event, f"{result['to']} is the champion ({move['who']}: {move['reason']})")
+    tell_of_move(result)
     return result

@@ -1,20 +1,15 @@
 """The real servers that the whole-chain tests share, and a repository as a team would clone it."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 
 from .conftest import ROOT, change_params
-from .servers import SECONDS_TO_START, free_port
+from .servers import SECONDS_TO_START, free_port, mlflow_command, serving
 
 IDENTITY = {
     "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org", "GIT_COMMITTER_NAME": "t",
@@ -47,40 +42,13 @@ def dvc(*arguments: str, cwd: Path, env: dict[str, str]) -> str:
     return run(sys.executable, "-m", "dvc", *arguments, cwd=cwd, env=env)
 
 
-def serve(command: list[str], health: str, cwd: Path, env: dict[str, str]) -> Iterator[None]:
-    with (
-        (cwd / "server.log").open("w") as log,
-        subprocess.Popen(
-            command, cwd=cwd, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        ) as server,
-    ):
-        try:
-            deadline = time.monotonic() + SECONDS_TO_START
-            while True:
-                try:
-                    urlopen(health, timeout=5).close()
-                    break
-                except (URLError, OSError):
-                    assert server.poll() is None, (cwd / "server.log").read_text()
-                    assert time.monotonic() < deadline, (cwd / "server.log").read_text()
-                    time.sleep(0.5)
-            yield
-        finally:
-            with suppress(ProcessLookupError):  # it died by itself, which the assertion above tells
-                os.killpg(server.pid, signal.SIGTERM)
-            try:
-                server.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-
-
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Prefect server."""
     home, port = tmp_path_factory.mktemp("prefect"), free_port()
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     settings = environment(home, PREFECT_SERVER_ANALYTICS_ENABLED="false", PREFECT_UI_ENABLED="false")
-    for _ in serve(command, f"http://127.0.0.1:{port}/api/health", home, settings):
+    with serving(command, f"http://127.0.0.1:{port}/api/health", home, settings):
         yield f"http://127.0.0.1:{port}/api"
 
 
@@ -88,12 +56,8 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow server."""
     home, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts"),
-    ]  # fmt: skip
     settings = environment(home, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-    for _ in serve(command, f"http://127.0.0.1:{port}/health", home, settings):
+    with serving(mlflow_command(port, home), f"http://127.0.0.1:{port}/health", home, settings):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -12,15 +12,18 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tasks.changes import changes_markdown, data_changes
 from tasks.params import read_yaml
+from tasks.promote import review
 
 from .conftest import ROOT, change_params, write_image_folder
 from .services import environment, prefect_api, refit, run
+from .test_promote import candidate, champion, passing
 from .test_validate import manifest
 
-__all__ = ["prefect_api"]
+__all__ = ["passing", "prefect_api"]
 
 SECONDS_TO_ARRIVE = 90
 
@@ -86,15 +89,21 @@ except TrainingError:
 """
 
 
-def test_notifications_arrive(env: dict[str, str], sink: Sink) -> None:
-    def python(code: str, *arguments: str) -> None:
-        run(sys.executable, "-c", code, *arguments, cwd=ROOT, env=env)
+def python(code: str, *arguments: str, env: dict[str, str]) -> None:
+    run(sys.executable, "-c", code, *arguments, cwd=ROOT, env=env)
 
-    python(MAKE_BLOCK, f"http://127.0.0.1:{sink.server_port}/hook")
+
+@pytest.fixture(scope="module")
+def automations(env: dict[str, str], sink: Sink) -> None:
+    python(MAKE_BLOCK, f"http://127.0.0.1:{sink.server_port}/hook", env=env)
     for _ in range(2):  # applied again, it replaces: nobody is told twice
         said = refit("notifications", "custom-webhook/sink", cwd=ROOT, env=env)
     assert len(said.splitlines()) == len(read_yaml(ROOT / "deploy/automations.yaml"))
-    python(EMIT)
+
+
+@pytest.mark.usefixtures("automations")
+def test_notifications_arrive(env: dict[str, str], sink: Sink) -> None:
+    python(EMIT, env=env)
     received = [sink.received.get(timeout=SECONDS_TO_ARRIVE) for _ in range(4)]
     messages = {message["subject"]: message["body"] for message in received}
     assert messages["pets: data rejected"] == "about refit.data.rejected"
@@ -102,6 +111,47 @@ def test_notifications_arrive(env: dict[str, str], sink: Sink) -> None:
     assert messages["pets: a new champion"] == "about refit.model.promoted"
     assert "the loss is nan" in messages["retrain pets today: Failed"]
     assert len(received) == len(messages) == 4
+
+
+@pytest.mark.usefixtures("automations", "no_processes")
+def test_every_way_to_decide_moves_the_champion_and_is_told(
+    passing: Path, prefect_api: str, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows import promote
+    from flows.cli import main
+
+    def told() -> str:
+        return str(sink.received.get(timeout=SECONDS_TO_ARRIVE)["body"])
+
+    def decide(*arguments: str) -> None:
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+        assert "nobody was told" not in result.output
+
+    numbers = [candidate(mark) for mark in (0.7, 0.8, 0.9)]
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        promote.promote(numbers[0], "by a form", is_dry_run=True)
+        assert champion() is None
+        promote.promote(numbers[0], "by a form")
+        assert "models:/pets/1 is the champion" in told()
+        promote.reject(numbers[1], "no")
+        assert champion().version == "1"
+        evidence = review(numbers[2]).digest
+        decide("promote", numbers[2], "--reason", "by a command", "--evidence", evidence)
+        assert "by a command" in told(), "and not of the rejection, nor of the trial"
+        promote.rollback("by a form again")
+        assert "by a form again" in told()
+        assert champion().version == "1"
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        result = CliRunner().invoke(main, ["rollback", "--to", "2", "--reason", "nobody hears it"])
+    assert result.exit_code == 0
+    assert "nobody was told of it: the Prefect server at http://127.0.0.1:9/api does not answer" in result.stderr
+    assert champion().version == "2"
+    assert sink.received.empty()
 
 
 def test_a_block_that_is_not_there_is_named(env: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from tasks.params import load_params, read_yaml
 from tasks.register import register_candidate
 from tasks.tracking import candidates
 
 from .conftest import ROOT
-from .services import environment, free_port, prefect_api, run, serve
+from .servers import free_port, serving
+from .services import environment, prefect_api, run
 from .test_tracking import client
 
 __all__ = ["prefect_api"]  # fixtures
@@ -338,7 +341,7 @@ def filled(text: str) -> str:
     return VARIABLE.sub(lambda found: PASSWORDS[found[1]], text)
 
 
-def mlflow_on(postgres: Postgres, home: Path, port: int) -> Iterator[None]:
+def mlflow_on(postgres: Postgres, home: Path, port: int) -> AbstractContextManager[None]:
     """The MLflow server with the database of deploy/compose.yaml. Its accounts and its S3 are not in this test."""
     (backend,) = [option for option in SERVICES["mlflow"]["command"] if option.startswith("--backend-store-uri=")]
     settings = SERVICES["mlflow"]["environment"]
@@ -348,16 +351,16 @@ def mlflow_on(postgres: Postgres, home: Path, port: int) -> Iterator[None]:
         f"--artifacts-destination={home / 'artifacts'}",
     ]  # fmt: skip
     env = environment(home, PGHOST="127.0.0.1", PGPORT=str(postgres.port), **database)
-    return serve(command, f"http://127.0.0.1:{port}/health", home, env)
+    return serving(command, f"http://127.0.0.1:{port}/health", home, env)
 
 
-def prefect_on(postgres: Postgres, home: Path, port: int) -> Iterator[None]:
+def prefect_on(postgres: Postgres, home: Path, port: int) -> AbstractContextManager[None]:
     """The Prefect server with the database of deploy/compose.yaml."""
     name = "PREFECT_API_DATABASE_CONNECTION_URL"
     address = filled(SERVICES["prefect"]["environment"][name]).replace("postgres:5432", f"127.0.0.1:{postgres.port}")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     env = environment(home, PREFECT_SERVER_ANALYTICS_ENABLED="false", PREFECT_UI_ENABLED="false", **{name: address})
-    return serve(command, f"http://127.0.0.1:{port}/api/health", home, env)
+    return serving(command, f"http://127.0.0.1:{port}/api/health", home, env)
 
 
 @dataclass(frozen=True)
@@ -370,18 +373,12 @@ class Servers:
 def servers(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Both, started and stopped at the same time."""
     ports = free_port(), free_port()
-    running = [
-        start(postgres, tmp_path_factory.mktemp("server"), port)
-        for start, port in zip((mlflow_on, prefect_on), ports, strict=True)
-    ]
-    with ThreadPoolExecutor() as pool:
-        try:
-            for _ in pool.map(next, running):
-                pass
-            yield Servers(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}/api")
-        finally:
-            for _ in pool.map(list, running):
-                pass
+    homes = tmp_path_factory.mktemp("mlflow"), tmp_path_factory.mktemp("prefect")
+    mlflow, prefect = mlflow_on(postgres, homes[0], ports[0]), prefect_on(postgres, homes[1], ports[1])
+    with ThreadPoolExecutor() as pool, ExitStack() as stack:
+        for _ in pool.map(stack.enter_context, (mlflow, prefect)):
+            pass
+        yield Servers(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}/api")
 
 
 def test_neither_server_enters_the_others_database(postgres: Postgres) -> None:
@@ -412,3 +409,26 @@ def test_a_flow_run_is_recorded_on_postgresql(postgres: Postgres, servers: Serve
     (recorded,) = post(servers.prefect, "flow_runs/filter")
     assert recorded["state"]["type"] == "COMPLETED"
     assert postgres.answer("prefect", "three", "prefect", "SELECT count(*) FROM flow_run") == 1
+
+
+def test_a_backup_as_documented_brings_the_registry_back(
+    postgres: Postgres, servers: Servers, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a database of its own that a promotion has left traces in; the server is up meanwhile."""
+    text = (ROOT / "docs" / "team.md").read_text()
+    (dump,) = re.findall(r"postgres (pg_dump .* mlflow) ", text)
+    (restore,) = re.findall(r"`(pg_restore [^`]*)`", text)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow)
+    version = register_candidate().version
+    env = environment(trained, PATH=f"{postgres.binaries}:{os.environ['PATH']}", PGPASSWORD="one")
+    env |= {"PGHOST": "127.0.0.1", "PGPORT": str(postgres.port)}
+    saved = subprocess.run(dump.split(), env=env, check=True, capture_output=True).stdout
+    client().delete_registered_model(candidates(load_params().register))
+    with pytest.raises(MlflowException):
+        client().get_registered_model(version.model_name)
+    subprocess.run(restore.split(), env=env, check=True, input=saved)
+    found = client().get_model_version_by_alias(version.model_name, "candidate")
+    assert (found.version, found.tags["refit.content_digest"]) == (
+        version.version, version.tags["refit.content_digest"],
+    )  # fmt: skip
+    assert postgres.answer("mlflow", "two", "mlflow", "SELECT count(*) FROM model_versions") == 1
