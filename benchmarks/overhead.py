@@ -165,7 +165,6 @@ def environment(folder: Path) -> dict[str, str]:
         "BENCHMARK_CLOCK": str(clock / "log"),
         "HOME": str(home),
         "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(SECONDS_TO_START),
         "DO_NOT_TRACK": "1",
         **{f"GIT_{role}_{what}": "refit@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
     }

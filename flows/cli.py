@@ -151,7 +151,9 @@ def notifications(block: str) -> None:
     BLOCK is a notification block of the server, as type/name: slack-webhook/team, custom-webhook/ops, …
     """
     _prefect_defaults()
-    from flows.liveness import require_server
+    from flows.local_server import serve_locally
+
+    require_server = serve_locally()
     from flows.notifications import apply
 
     require_server()

@@ -2,12 +2,13 @@
 
     status, lines = run(["repro", "--single-item", "fetch"], log)
 
-Both ends are here. The process (`python -m flows.dvc_process`) reads requests from its standard input, a line of
-JSON each: `arguments` of dvc, the `folder` to run in and its whole `environment`. What DVC and the stage say comes
-back line by line; then a line of END_MARK and the exit status. It ends when nobody can ask any more.
+The process (flows/dvc_child.py) reads requests from its standard input, a line of JSON each: `arguments` of dvc, the
+`folder` to run in, its whole `environment`, and a `mark`. What DVC and the stage say comes back line by line; then the
+mark with the exit status. It ends when nobody can ask any more.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import re
@@ -15,16 +16,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tasks.collector import relax
 from tasks.errors import WorkspaceError
 
-END_MARK = "\0end "
+_CHILD = Path(__file__).with_name("dvc_child.py").read_text()
+_MARK = "\0end "
 _SECONDS_TO_STOP = 20.0
 _NOISE = re.compile(
-    r"^(Updating lock file|Use `dvc push`|To track the changes|To enable auto staging|\tgit add|\tdvc config)"
+    r"^(Updating lock file|Use `dvc push`|To track the changes|To enable auto staging|\tgit add|\tdvc config"
+    r"|Data and pipelines are up to date)"
 )
 _process: "subprocess.Popen[str] | None" = None
 
@@ -48,12 +50,12 @@ def run(
     # DVC starts `python -m tasks…`: the interpreter of this process must be the one that it finds.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
-    request = {"arguments": list(arguments), "folder": str(Path.cwd()), "environment": environment}
-    expired = threading.Event()
+    request = {"arguments": list(arguments), "folder": str(Path.cwd()), "environment": environment, "mark": _MARK}
+    over = threading.Lock()  # taken once: by the end of the command, or by its time
 
     def expire() -> None:
-        expired.set()
-        _stop(process)
+        if over.acquire(blocking=False):
+            _stop(process)
 
     clock = threading.Timer(timeout_seconds or threading.TIMEOUT_MAX, expire)
     clock.daemon = True
@@ -64,7 +66,7 @@ def run(
         process.stdin.write(f"{json.dumps(request)}\n")
         process.stdin.flush()
         while status is None and (line := process.stdout.readline()):
-            text, is_end, code = line.rstrip().partition(END_MARK)
+            text, is_end, code = line.rstrip().partition(_MARK)
             if text or not is_end:
                 lines.append(text)
             if text and not _NOISE.match(text):
@@ -75,7 +77,7 @@ def run(
         raise
     finally:
         clock.cancel()
-    if expired.is_set():
+    if not over.acquire(blocking=False):
         raise WorkspaceError(
             f"`dvc {' '.join(arguments)}` was stopped after {(timeout_seconds or 0) / 3600:g} hours; "
             "raise `flow.stage_timeout_hours` in params.yaml if it needs longer"
@@ -88,18 +90,27 @@ def start() -> "subprocess.Popen[str]":
     global _process
     if _process is None or _process.poll() is not None:
         _process = subprocess.Popen(
-            [sys.executable, "-m", "flows.dvc_process"],
+            [sys.executable, "-c", _CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            cwd=Path(__file__).parents[1],
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,  # a group that can be stopped with all its children
         )
-        atexit.register(_process.communicate)  # closes its input, and waits for its end
+        atexit.register(_end, _process)
     return _process
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    try:
+        process.wait(_SECONDS_TO_STOP)
+    except subprocess.TimeoutExpired:
+        _stop(process)
 
 
 def _stop(process: "subprocess.Popen[str]") -> None:
@@ -111,32 +122,3 @@ def _stop(process: "subprocess.Popen[str]") -> None:
             return
         except subprocess.TimeoutExpired:
             continue
-
-
-def main() -> None:
-    """The process."""
-    relax()
-    import dvc.commands.repro
-    import dvc.repo.reproduce  # noqa: F401
-
-    requests = os.fdopen(os.dup(0))
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the requests are not for a stage to read
-    for line in requests:
-        sys.stdout.write(f"{END_MARK}{_command(**json.loads(line))}\n")
-        sys.stdout.flush()
-
-
-def _command(arguments: Sequence[str], folder: str, environment: Mapping[str, str]) -> int:
-    from dvc.cli import main as dvc
-
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    try:
-        return int(dvc(list(arguments)))
-    except SystemExit as stop:  # argparse
-        return stop.code if isinstance(stop.code, int) else 1
-
-
-if __name__ == "__main__":
-    main()

@@ -172,6 +172,7 @@ def reproduce(
     """
     has_remote = _has_remote()
     if has_remote and single_item and is_unchanged(target):
+        log(f"Stage '{target}' didn't change, skipping")
         return False  # `--pull` would go and look for what others ran
     options = [*(["--single-item"] if single_item else []), *(["--pull"] if has_remote else [])]
     for _ in range(_LOCK_ATTEMPTS):

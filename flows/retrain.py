@@ -23,7 +23,7 @@ from prefect.states import Completed
 
 from flows import commits, pipeline, policy
 from flows.finetune import train_on_worker
-from flows.liveness import is_over, reconcile, reporting
+from flows.liveness import SERVER_TROUBLE, is_over, reconcile, reporting
 from flows.notifications import tell
 from flows.prepare import prepare
 from tasks import paths, probe, tracking
@@ -73,8 +73,8 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         cleaning = clean_up.submit(params)  # beside the stages: it looks at other runs only
         if deliver == "branch":
             bring_data()
+            cleaning.result()  # two at once would make the tables of a new MLflow database
             if known := already_registered(params):
-                cleaning.wait()
                 return nothing_to_do(known)
             commits.start_branch(_branch())
         elif deliver == "commit":
@@ -97,7 +97,7 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         show_evaluation()
         if deliver != "workspace":
             keep(f"Retrain {params.register.model_name}: {_headline()}", deliver)
-        cleaning.wait()
+        cleaning.result()
         compare()
         return register()
 
@@ -197,14 +197,17 @@ def already_registered(params: Params) -> dict[str, Any] | None:
 
 @task(task_run_name="clean up", cache_policy=NO_CACHE, persist_result=False)
 def clean_up(params: Params) -> None:
-    """Runs whose process is gone are RUNNING for ever, in Prefect and in MLflow, unless somebody looks."""
+    """Runs whose process is gone are RUNNING for ever, in Prefect and in MLflow, unless somebody looks.
+
+    A server that does not answer is no reason to stop: the next run looks again.
+    """
     logger = get_run_logger()
-    if lost := reconcile(params.flow.worker_silence_seconds):
-        logger.warning("declared lost, since silent: %s", ", ".join(lost))
     try:
+        if lost := reconcile(params.flow.worker_silence_seconds):
+            logger.warning("declared lost, since silent: %s", ", ".join(lost))
         ended = tracking.end_runs(params.register, lambda run_id: run_id != str(flow_run.id) and is_over(run_id))
-    except TrackingError as error:
-        logger.warning("%s", error)
+    except (TrackingError, *SERVER_TROUBLE) as error:
+        logger.warning("not cleaned up: %s", error)
     else:
         if ended:
             logger.warning("MLflow runs of dead flow runs marked as killed: %s", ", ".join(ended))

@@ -104,7 +104,8 @@ def _start(environment: Mapping[str, str]) -> "subprocess.Popen[str]":
 
 def _take(environment: Mapping[str, str]) -> "subprocess.Popen[str]":
     global _waiting
-    if _waiting is None or _waiting[0] != environment:
+    if _waiting is None or _waiting[0] != environment or _waiting[1].poll() is not None:
+        dismiss()
         return _start(environment)
     _, child = _waiting
     _waiting = None

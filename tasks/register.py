@@ -71,10 +71,8 @@ def register_candidate(extra_tags: Mapping[str, str] | None = None) -> Registrat
 
 
 def find_registered() -> Registration | None:
-    """The registration of what is in the workspace, if there is nothing to add to it.
-
-    That is: the candidate has this content, was compared with the present champion under the present settings, and
-    names this commit if that is a clean one. No comparison is needed in the workspace.
+    """The registration of what is in the workspace, if there is nothing to add: the candidate has this content, the
+    comparison here is the one it carries, with the present champion, and it names this commit if that is a clean one.
 
     Raises:
         WorkspaceError: an output of a stage is missing, or belongs to another run than the others.
@@ -84,19 +82,18 @@ def find_registered() -> Registration | None:
     _require_outputs()
     _require_one_run(params)
     found = tracking.version_with_alias(params.register, tracking.CANDIDATE)
-    if found is None:
+    try:
+        comparison = _comparison(params)
+    except EvidenceError:
         return None
     card, validation = json.loads(paths.MODEL_CARD.read_text()), json.loads(paths.VALIDATION_SUMMARY.read_text())
-    champion = tracking.version_with_alias(params.register, tracking.CHAMPION)
     commit, diff = git_state()
     expected = {
         CONTENT_TAG: sha256_of_json(_lineage(params, card, validation)),
-        tracking.COMPARISON_TAG: _comparison_digest(
-            None if champion is None else champion.identity, as_dict(params.gate), _compared_files(card)
-        ),
+        tracking.COMPARISON_TAG: _comparison_digest(comparison),
         **({} if diff else _commit_tags(commit, diff)),
     }
-    if any(found.tags.get(name) != value for name, value in expected.items()):
+    if found is None or any(found.tags.get(name) != value for name, value in expected.items()):
         return None
     return Registration(found, False, tracking.links(params.register, found))
 
@@ -106,8 +103,8 @@ def _compared_files(card: dict[str, Any]) -> dict[str, str]:
     return {"weights_sha256": card["weights_sha256"], "evaluation_sha256": sha256_of_file(paths.EVALUATION)}
 
 
-def _comparison_digest(champion: Any, gate: Any, candidate: Any) -> str:
-    return sha256_of_json({"champion": champion, "gate": gate, "candidate": candidate})
+def _comparison_digest(comparison: dict[str, Any]) -> str:
+    return sha256_of_json({name: comparison[name] for name in ("champion", "gate", "candidate")})
 
 
 def _commit_tags(commit: str, diff: str) -> dict[str, str]:
@@ -246,7 +243,7 @@ def _record(params: Params, comparison: dict[str, Any], extra_tags: Mapping[str,
         description="\n\n".join(
             (paths.COMPARISON_SUMMARY.read_text(), evaluation_markdown(evaluation), validation_markdown(validation))
         ),
-        comparison_digest=_comparison_digest(comparison["champion"], comparison["gate"], comparison["candidate"]),
+        comparison_digest=_comparison_digest(comparison),
         verdict={"refit.verdict": comparison["verdict"], "refit.reasons": "; ".join(comparison["reasons"])[:4000]},
     )
 

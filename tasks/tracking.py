@@ -310,7 +310,8 @@ def _renew_evidence(
     commit = {tag: record.tags[tag] for tag in _COMMIT_TAGS} if _is_cleaner(record, found) else {}
     for name, value in commit.items():
         client.set_tag(found.run_id, name, value)
-    tags = {**commit, **record.verdict, EVIDENCE_TAG: digest, COMPARISON_TAG: record.comparison_digest}
+    # The commit last: what breaks off before it is seen by `_is_cleaner`, and done again.
+    tags = {**record.verdict, EVIDENCE_TAG: digest, COMPARISON_TAG: record.comparison_digest, **commit}
     for name, value in tags.items():
         client.set_model_version_tag(found.name, found.version, name, value)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import ROOT, change_params
-from .servers import SECONDS_TO_START, free_port, mlflow_command, serving
+from .servers import free_port, mlflow_command, serving
 
 IDENTITY = {
     "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org", "GIT_COMMITTER_NAME": "t",
@@ -23,7 +23,6 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return {
         **kept, **IDENTITY, "HOME": str(home), "PREFECT_HOME": str(home / ".prefect"), "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(SECONDS_TO_START),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", **more,
     }  # fmt: skip
 

@@ -34,7 +34,7 @@ OWNERS = {
         "flows.prepare",
         "flows.promote",
     },
-    "dvc": {"flows.pipeline", "flows.dvc_process"},
+    "dvc": {"flows.pipeline", "flows.dvc_child"},
     "mlflow": {
         "tasks.tracking",
         "tasks.dataset",

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -217,10 +218,53 @@ def test_a_stage_whose_dvc_is_killed_has_failed(stage: Callable[[str], None]) ->
         pipeline.reproduce("work", print)
 
 
-def test_a_stage_that_takes_too_long_is_stopped(stage: Callable[[str], None]) -> None:
-    stage("sleep 60")
+def test_a_stage_that_takes_too_long_is_stopped(stage: Callable[[str], None], tmp_path: Path) -> None:
+    marker = tmp_path / "alive"
+    stage(f"sh -c 'sleep 30; touch {marker}'")
     with pytest.raises(WorkspaceError, match=r"was stopped after .* hours; raise `flow\.stage_timeout_hours`"):
         pipeline.reproduce("work", print, timeout_seconds=2)
+    alive = subprocess.run(["pgrep", "-f", f"touch {marker}"], capture_output=True, check=False)
+    assert alive.returncode == 1
+
+
+def test_with_a_remote_it_is_also_said_that_nothing_changed(stage: Callable[[str], None], here: Path) -> None:
+    stage("echo a > out")
+    with (here / ".dvc" / "config").open("a") as config:
+        config.write(f"    remote = storage\n['remote \"storage\"']\n    url = {here / 'storage'}\n")
+    said: list[str] = []
+    assert pipeline.reproduce("work", said.append)
+    assert not pipeline.reproduce("work", said.append)
+    assert said[-1] == "Stage 'work' didn't change, skipping"
+
+
+BROKEN = """
+import os
+from flows import dvc_child
+
+def broken(arguments, folder, environment):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what DVC does with a broken pipe, wherever it comes from
+    return 141
+
+dvc_child.command = broken
+dvc_child.main()
+"""
+
+
+def test_a_broken_pipe_within_dvc_is_an_exit_status() -> None:
+    request = json.dumps({"arguments": [], "folder": "", "environment": {}, "mark": "end "})
+    ended = subprocess.run(
+        [sys.executable, "-c", BROKEN], input=f"{request}\n" * 2, capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert ended.stdout.splitlines() == ["end 141", "end 141"]
+
+
+def test_the_process_of_dvc_needs_no_file_of_the_project(stage: Callable[[str], None]) -> None:
+    """A worker checks out commits that may have another one, or none."""
+    stage("echo a > out")
+    process = dvc_process.start()
+    assert pipeline.reproduce("work", print)
+    assert isinstance(process.args, list)
+    assert "flows" not in [word for line in process.args[-1].splitlines() if "import" in line for word in line.split()]
 
 
 # A run is a commit

@@ -166,7 +166,6 @@ def test_new_settings_of_the_gate_renew_the_evidence_of_the_same_version(trained
 def test_what_is_registered_is_found_without_a_new_comparison(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_registered() is None
     first = register_candidate()
-    paths.COMPARISON.unlink()
     found = find_registered()
     assert found is not None
     assert (found.version, found.is_new) == (first.version, False)
@@ -176,6 +175,9 @@ def test_what_is_registered_is_found_without_a_new_comparison(trained: Path, mon
     assert find_registered() is not None, "a dirty one is not worth a new registration"
     change_params(trained / "params.yaml", {"gate.min_accuracy": 0.99})
     assert find_registered() is None, "the gate has other settings"
+    change_params(trained / "params.yaml", {"gate.min_accuracy": load_params().gate.min_accuracy})
+    paths.COMPARISON.unlink()
+    assert find_registered() is None, "what lies here would be about another comparison, or nothing"
 
 
 @pytest.mark.usefixtures("no_probe")
@@ -207,8 +209,19 @@ def test_a_process_with_another_environment_is_not_asked() -> None:
     other.kill()
     other.communicate()
     assert other is not child
-    probe.dismiss()
-    assert child.poll() is not None
+    assert child.poll() is not None, "nobody will ask it"
+
+
+def test_a_process_that_died_waiting_is_replaced() -> None:
+    probe.get_ready({})
+    assert probe._waiting is not None
+    _, child = probe._waiting
+    child.kill()
+    child.wait()
+    other = probe._take({})
+    assert other.poll() is None
+    other.kill()
+    other.communicate()
 
 
 def table(*rows: tuple[str, str, str, str]) -> pd.DataFrame:

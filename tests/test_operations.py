@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -130,17 +132,18 @@ def test_every_way_to_decide_moves_the_champion_and_is_told(
         assert result.exit_code == 0, result.output
         assert "nobody was told" not in result.output
 
-    numbers = [candidate(mark) for mark in (0.7, 0.8, 0.9)]
+    number = candidate(0.7)
     monkeypatch.setenv("PREFECT_API_URL", prefect_api)
     with temporary_settings({PREFECT_API_URL: prefect_api}):
-        promote.promote(numbers[0], "by a form", is_dry_run=True)
+        promote.promote(number, "by a form", is_dry_run=True)
         assert champion() is None
-        promote.promote(numbers[0], "by a form")
+        promote.promote(number, "by a form")
         assert "models:/pets/1 is the champion" in told()
-        promote.reject(numbers[1], "no")
+        promote.reject(candidate(0.8), "no")
         assert champion().version == "1"
-        evidence = review(numbers[2]).digest
-        decide("promote", numbers[2], "--reason", "by a command", "--evidence", evidence)
+        number = candidate(0.9)
+        evidence = review(number).digest
+        decide("promote", number, "--reason", "by a command", "--evidence", evidence)
         assert "by a command" in told(), "and not of the rejection, nor of the trial"
         promote.rollback("by a form again")
         assert "by a form again" in told()
@@ -152,6 +155,55 @@ def test_every_way_to_decide_moves_the_champion_and_is_told(
     assert "nobody was told of it: the Prefect server at http://127.0.0.1:9/api does not answer" in result.stderr
     assert champion().version == "2"
     assert sink.received.empty()
+
+
+SERVE = """
+import os, sys
+from flows.local_server import serve_locally
+
+require_server = serve_locally()
+require_server()
+from prefect import flow
+
+@flow
+def tiny():
+    pass
+
+tiny()
+print(os.environ["PREFECT_API_URL"], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_own_server_ends_with_the_command_even_if_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SERVE]
+    env = environment(tmp_path, http_proxy="http://127.0.0.1:9")  # which is not for this machine's own servers
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        port = int(address.removesuffix("/api").rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)):
+            pass
+        process.kill()
+    for _ in range(300):
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the server is still there")
+
+
+def test_an_own_server_that_does_not_start_is_said(trained: Path, tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    (tmp_path / ".prefect").mkdir()
+    (tmp_path / ".prefect" / "prefect.db").write_text("this is no database")
+    said = refit("retrain", cwd=trained, env=env, expected=12)
+    assert "error: the temporary Prefect server did not start" in said
+    assert "Is its database" in said
+    assert "file is not a database" in said
 
 
 def test_a_block_that_is_not_there_is_named(env: dict[str, str]) -> None:

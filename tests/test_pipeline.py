@@ -71,6 +71,8 @@ def test_after_dvc_the_flow_recomputes_nothing(by_dvc: Path) -> None:
     assert "models:/digits-candidates/1" in said
     again = refit("retrain", cwd=by_dvc, env=env)
     assert "models:/digits-candidates/1  (this content was registered before)" in again
+    assert "Unchanged('it was registered, with a comparison with the present champion'" in again
+    assert "Starting temporary server" not in said + again, "Prefect's own would take twice as long"
 
 
 def test_the_run_is_a_commit_and_names_its_version(by_flow: tuple[Path, dict[str, str], dict[str, Any]]) -> None:
