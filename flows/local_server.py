@@ -4,9 +4,8 @@
     require_server()                    before it is needed
 
 Prefect would start one itself, but late, and it would take twice as long (6 s instead of 3 where benchmarks/README.md
-was measured). The socket is opened
-here and handed over: there is no port to race for, and a connection waits until the server takes it up. The server
-ends when the pipe to it closes, which also happens when this process is killed.
+was measured). The socket is opened here and handed over: there is no port to race for, and a connection waits until the
+server takes it up. The server ends when the pipe to it closes, which also happens when this process is killed.
 """
 
 import atexit

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import evidence, paths, versions
-from tasks.decision.changes import params_changes
+from tasks.changes import params_changes
 from tasks.errors import EvidenceError, WorkspaceError
 from tasks.params import load_params
 from tasks.publish import sha256_of_file, sha256_of_json

@@ -27,7 +27,7 @@ from flows.liveness import SERVER_TROUBLE, is_over, reconcile, reporting
 from flows.notifications import tell
 from flows.prepare import prepare
 from tasks import paths, probe, tracking
-from tasks.changes import changes_markdown, data_changes
+from tasks.changes import changes_markdown
 from tasks.compare import compare as compare_with_champion
 from tasks.errors import DataError, TrackingError, WorkspaceError
 from tasks.params import Params, load_params
@@ -229,8 +229,7 @@ def last_manifest() -> pd.DataFrame | None:
 
 def show_changes(before: pd.DataFrame | None, params: Params) -> None:
     """What came in, went, and was relabelled since the last run, as an artifact of the flow run."""
-    changes = data_changes(before, pd.read_parquet(paths.MANIFEST))
-    text = changes_markdown(changes, params.data.source)
+    text = changes_markdown(before, pd.read_parquet(paths.MANIFEST), params.data.source)
     get_run_logger().info(text.splitlines()[1])
     create_markdown_artifact(text, key="data-changes", description="Data since the last run")
 

@@ -1,56 +1,84 @@
-"""What changed in the data between two manifests: a pure comparison by content.
+"""What is different between two runs: images added, removed, relabelled or moved, and settings. Pure comparisons."""
 
-changes = data_changes(before, after)      changes.added, .removed, .relabelled, .moved
-"""
-
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
-
-@dataclass(frozen=True)
-class Changes:
-    """Counts of pictures, by the content of their files, with some examples for people."""
-
-    before: int
-    after: int
-    added: int
-    removed: int
-    relabelled: int
-    examples: tuple[str, ...]  # a line each
+_MOST_NAMED = 12
+_NEWS = ("added", "removed", "relabelled")  # the rest is about models
 
 
-def data_changes(before: pd.DataFrame | None, after: pd.DataFrame, num_examples: int = 5) -> Changes:
-    """Compare two manifests (`path`, `sha256`, `label`); without a first one, everything is new."""
-    old = _by_content(before) if before is not None else after.iloc[:0].set_index("sha256")[["path", "label"]]
-    new = _by_content(after)
-    both = old.join(new, how="inner", lsuffix="_before", rsuffix="_after")
-    relabelled = both[both["label_before"] != both["label_after"]]
-    added, removed = new.loc[~new.index.isin(old.index)], old.loc[~old.index.isin(new.index)]
-    examples = [
-        *(f"added: {row.path} ({row.label})" for row in added.head(num_examples).itertuples()),
-        *(f"removed: {row.path} ({row.label})" for row in removed.head(num_examples).itertuples()),
-        *(
-            f"relabelled: {row.path_after} ({row.label_before} is now {row.label_after})"
-            for row in relabelled.head(num_examples).itertuples()
-        ),
-    ]
-    return Changes(len(old), len(new), len(added), len(removed), len(relabelled), tuple(examples))
+def data_changes(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, Any]:
+    """Changes between two sets of images (columns path, sha256, label, split), told apart by content.
+
+    A file that could not be read has no content to tell it by, and is left out.
+
+    `tested_but_trained_on_before` counts present test images on which the former model was trained: they flatter
+    it, never the new one.
+    """
+    old, new = _by_content(before), _by_content(after)
+    both = new.index.intersection(old.index)
+    relabelled = both[(new.loc[both, "label"] != old.loc[both, "label"]).to_numpy()]
+    moved = both[(new.loc[both, "split"] != old.loc[both, "split"]).to_numpy()]
+    seen = both[((new.loc[both, "split"] == "test") & (old.loc[both, "split"] != "test")).to_numpy()]
+    return {
+        "added": _named(new.drop(both)),
+        "removed": _named(old.drop(both)),
+        "relabelled": {
+            "count": len(relabelled),
+            "examples": [
+                f"{new.loc[key, 'path']}: {old.loc[key, 'label']} -> {new.loc[key, 'label']}"
+                for key in relabelled[:_MOST_NAMED]
+            ],
+        },
+        "moved_to_another_split": _named(new.loc[moved]),
+        "tested_but_trained_on_before": _named(new.loc[seen]),
+    }
 
 
-def changes_markdown(changes: Changes, source: str) -> str:
-    """What is new in the data: one line of counts, then examples."""
-    counts = f"{changes.after:,} images (before: {changes.before:,}): " + ", ".join(
-        f"{count:,} {what}"
-        for count, what in (
-            (changes.added, "added"),
-            (changes.removed, "removed"),
-            (changes.relabelled, "relabelled"),
-        )
+def _by_content(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["sha256"] != ""].sort_values("path").drop_duplicates("sha256").set_index("sha256")
+
+
+def _named(rows: pd.DataFrame) -> dict[str, Any]:
+    by_label = rows["label"].value_counts().sort_index()
+    return {
+        "count": len(rows),
+        "by_label": {str(label): int(count) for label, count in by_label.items()},
+        "examples": sorted(rows["path"])[:_MOST_NAMED],
+    }
+
+
+def changes_markdown(before: pd.DataFrame | None, after: pd.DataFrame, source: str) -> str:
+    """What is new in the data, for people: one line of counts, then examples. Without a former run, everything is."""
+    before = after.iloc[:0] if before is None else before
+    changes = {name: change for name, change in data_changes(before, after).items() if name in _NEWS}
+    counts = ", ".join(f"{change['count']:,} {name}" for name, change in changes.items())
+    return "\n".join(
+        [
+            f"## Data in {source}",
+            f"{len(_by_content(after)):,} images (before: {len(_by_content(before)):,}): {counts}",
+            "",
+            *(f"- {name}: {example}" for name, change in changes.items() for example in change["examples"]),
+        ]
     )
-    return "\n".join([f"## Data in {source}", counts, "", *(f"- {example}" for example in changes.examples)])
 
 
-def _by_content(manifest: pd.DataFrame) -> pd.DataFrame:
-    named = manifest[manifest["sha256"] != ""].sort_values("path")
-    return named.drop_duplicates("sha256").set_index("sha256")[["path", "label"]]
+def params_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Dotted key -> [before, after], where they differ; a key that is not there counts as null."""
+    old, new = flat(before), flat(after)
+    return {
+        key: [old.get(key), new.get(key)] for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
+    }
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{name}.")
+        else:
+            result[f"{prefix}{name}"] = value
+    return result

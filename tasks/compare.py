@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 
 from tasks import gate, metrics, paths, probe, tracking, versions
+from tasks.changes import data_changes, params_changes
 from tasks.decision import comparison_markdown, comparison_page
-from tasks.decision.changes import data_changes, disagreements, params_changes
+from tasks.decision.disagreements import disagreements
 from tasks.errors import EvidenceError, TrackingError, WorkspaceError, run_stage
 from tasks.gate import Decision, Side
 from tasks.metrics import Scored

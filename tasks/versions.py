@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from tasks import evidence, tracking
-from tasks.decision.changes import data_changes, params_changes
+from tasks.changes import data_changes, params_changes
 from tasks.errors import EvidenceError, TrackingError
 from tasks.params import Register, load_params
 from tasks.records import Version

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import evidence, paths, probe, register, tracking
+from tasks import changes, evidence, paths, probe, register, tracking
 from tasks.compare import compare
-from tasks.decision import changes, comparison_markdown
+from tasks.decision import comparison_markdown
 from tasks.errors import EvidenceError, WorkspaceError
 from tasks.params import load_params, public
 from tasks.publish import sha256_of_file

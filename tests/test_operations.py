@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tasks.changes import changes_markdown, data_changes
+from tasks.changes import changes_markdown
 from tasks.params import read_yaml
 from tasks.promote import review
 
@@ -281,14 +281,14 @@ def test_what_changed_in_the_data(project: Path) -> None:
     after = after[after["path"] != "data/3.png"].copy()
     after.loc[after["path"] == "data/4.png", "label"] = "cat"
     after.loc[after["path"] == "data/6.png", "path"] = "data/renamed.png"  # the same content elsewhere is no news
-    changes = data_changes(before, after)
-    assert (changes.before, changes.after) == (60, 60)
-    assert (changes.added, changes.removed, changes.relabelled) == (1, 1, 1)
-    text = changes_markdown(changes, "data/photos")
+    text = changes_markdown(before, after, "data/photos")
     assert "60 images (before: 60): 1 added, 1 removed, 1 relabelled" in text
-    assert "relabelled: data/4.png (dog is now cat)" in text
-    assert data_changes(None, after).added == 60
-    assert data_changes(after, after).added == 0
+    assert "relabelled: data/4.png: dog -> cat" in text
+    assert "added: data/new.png" in text
+    assert "60 images (before: 0): 60 added, 0 removed, 0 relabelled" in changes_markdown(None, after, "data/photos")
+    assert "0 added, 0 removed, 0 relabelled" in changes_markdown(after, after, "data/photos")
+    unreadable = manifest({"sha256": "", "path": "data/bad.png"}, {"sha256": "", "path": "data/worse.png"})
+    assert "60 images (before: 60): 0 added" in changes_markdown(before, unreadable, "data/photos")
 
 
 def test_a_cluster_gives_the_same_manifest(env: dict[str, str], project: Path) -> None:
