@@ -92,6 +92,9 @@ class Team:
         found = self.api("logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, limit=200, sort="TIMESTAMP_ASC")
         return "\n".join(entry["message"] for entry in found)
 
+    def all_logs(self, flow: str) -> list[str]:
+        return [self.logs(entry["id"]) for entry in self.runs(flow)]
+
     def branches(self) -> list[str]:
         listed = run("git", "for-each-ref", "--sort=committerdate", "--format=%(refname:short)", "refs/heads/retrain",
                      cwd=self.folder / "origin.git", env=self.env)  # fmt: skip
@@ -125,6 +128,19 @@ def stopped_server(team: Team) -> Iterator[None]:
     finally:
         for pid in family:
             os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def unreachable_storage(team: Team) -> Iterator[None]:
+    """The DVC remote cannot be read or written meanwhile."""
+    storage = team.folder / "storage"
+    storage.rename(team.folder / "storage.away")
+    storage.write_text("a folder was here")
+    try:
+        yield
+    finally:
+        storage.unlink()
+        (team.folder / "storage.away").rename(storage)
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +177,16 @@ def team(tmp_path_factory: pytest.TempPathFactory, prefect_api: str, origin: Pat
 
 @pytest.fixture(scope="module")
 def first(team: Team) -> dict[str, Any]:
-    """The first run: its training worker is killed in the middle, and another one comes."""
+    """The first run: its training worker is killed in the middle; another one comes, and cannot reach the storage."""
     team.start_worker("gpu-1", "gpu")
     run_id = team.begin()
     team.wait(lambda: team.training(0), "the first training")
     team.kill("gpu-1")
-    team.start_worker("gpu-2", "gpu")
+    with unreachable_storage(team):
+        team.start_worker("gpu-2", "gpu")
+        team.wait(
+            lambda: any("trying again in 10 s" in said for said in team.all_logs("finetune")), "a pull that fails"
+        )
     return {"id": run_id, "state": team.finish(run_id)}
 
 
@@ -175,6 +195,7 @@ def test_a_killed_worker_costs_time_and_nothing_else(team: Team, first: dict[str
     assert [entry["state"]["type"] for entry in team.runs("finetune")] == ["CRASHED", "COMPLETED"]
     assert "stopped reporting: its worker is gone" in team.logs(first["id"])
     assert "sent to finetune/gpu" in team.logs(first["id"])
+    assert "`dvc pull` failed" in team.all_logs("finetune")[1]
 
 
 def test_the_branch_is_exactly_that_run_to_anybody(team: Team, first: dict[str, Any], tmp_path: Path) -> None:
@@ -232,15 +253,13 @@ def test_new_data_is_reported_and_trained_on(team: Team, first: dict[str, Any]) 
     run_id = team.begin()
     team.wait(lambda: team.training(trainings), "the training on new data")
     with stopped_server(team):
-        time.sleep(
-            SILENCE_SECONDS + 3
-        )  # longer than a worker may be silent: the outage is the server's, not the worker's
+        time.sleep(SILENCE_SECONDS + 3)  # longer than a worker may be silent: but it is the server that is
     assert team.finish(run_id)["type"] == "COMPLETED", team.logs(run_id)
     assert len(team.runs("finetune")) == trainings + 1
     artifacts = team.api("artifacts/filter", flow_runs={"id": {"any_": [run_id]}})
     (changes,) = [entry["data"] for entry in artifacts if entry["key"] == "data-changes"]
     assert "122 images (before: 120): 3 added, 1 removed, 1 relabelled" in changes
-    assert "relabelled: data/photos/cat/moved.png (dog is now cat)" in changes
+    assert "relabelled: data/photos/cat/moved.png: dog -> cat" in changes
     assert len(team.branches()) == 2
 
 
