@@ -265,7 +265,10 @@ def test_new_data_is_reported_and_trained_on(team: Team, first: dict[str, Any]) 
 
 def test_cancelling_stops_the_training(team: Team, first: dict[str, Any]) -> None:
     trainings = len(team.runs("finetune"))
-    draw(6000).save(team.bucket / "cat" / "one-more.png")
+    seed = team.folder / "seed"
+    change_params(seed / "params.yaml", {"finetune.epochs": 1000})  # too many to end by themselves
+    run("git", "commit", "--quiet", "--all", "--message", "train for long", cwd=seed, env=team.env)
+    run("git", "push", "--quiet", str(team.folder / "origin.git"), "main", cwd=seed, env=team.env)
     run_id = team.begin()
     training = team.wait(lambda: team.training(trainings), "another training")
     team.api(f"flow_runs/{run_id}/set_state", state={"type": "CANCELLING"}, force=False)
