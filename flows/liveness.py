@@ -76,14 +76,17 @@ class Reporter:
 
 
 def require_server() -> None:
-    """Fail early when PREFECT_API_URL names a server that does not answer.
+    """Fail early when there is no server, or the one that PREFECT_API_URL names does not answer.
 
     Raises:
-        OrchestratorUnavailableError: it does not.
+        OrchestratorUnavailableError: so it is.
     """
     address = PREFECT_API_URL.value()
     if not address:
-        return  # Prefect starts a temporary server
+        raise OrchestratorUnavailableError(
+            "no Prefect server is named, and PREFECT_SERVER_ALLOW_EPHEMERAL_MODE forbids a temporary one; "
+            "set PREFECT_API_URL, or allow it"
+        )
     with get_client(sync_client=True) as client:
         trouble = client.api_healthcheck()
     if trouble is not None:

@@ -206,6 +206,13 @@ def test_an_own_server_that_does_not_start_is_said(trained: Path, tmp_path: Path
     assert "file is not a database" in said
 
 
+def test_no_server_and_none_allowed_is_said(trained: Path, tmp_path: Path) -> None:
+    env = environment(tmp_path, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="false")
+    said = refit("retrain", cwd=trained, env=env, expected=12)
+    assert "error: no Prefect server is named" in said
+    assert "Traceback" not in said
+
+
 def test_a_block_that_is_not_there_is_named(env: dict[str, str]) -> None:
     said = refit("notifications", "slack-webhook/nobody", cwd=ROOT, env=env, expected=2)
     assert "the Prefect server has no block 'slack-webhook/nobody'" in said
