@@ -69,12 +69,10 @@ def main(project: Path | None) -> None:
 def retrain(deliver: "Deliver | None", as_json: bool) -> None:
     """Run the whole flow: validate, fetch, fine-tune, evaluate, register the candidate."""
     _load_params_first()
-    _prefect_defaults()
     from flows import dvc_process
     from flows.local_server import serve_locally
 
     dvc_process.start()
-
     require_server = serve_locally()  # it starts while the flow is imported
     from flows.retrain import retrain_here
 
@@ -150,7 +148,6 @@ def notifications(block: str) -> None:
 
     BLOCK is a notification block of the server, as type/name: slack-webhook/team, custom-webhook/ops, …
     """
-    _prefect_defaults()
     from flows.local_server import serve_locally
 
     require_server = serve_locally()
@@ -223,11 +220,6 @@ def _load_params_first() -> None:
     from tasks.params import load_params
 
     require_source(load_params().data.source)
-
-
-def _prefect_defaults() -> None:
-    """Before prefect is imported: it reads its settings once."""
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 
 for _command in COMMANDS:

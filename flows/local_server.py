@@ -32,6 +32,7 @@ def serve_locally() -> Callable[[], None]:
     Returns:
         What waits until the server answers. Raises OrchestratorUnavailableError if it does not.
     """
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")  # prefect reads it once, when it is imported
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, get_current_settings
 
     if PREFECT_API_URL.value() or not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():

@@ -13,12 +13,13 @@ import dataclasses
 import datetime
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks import evidence, history, probe, releases, tracking
+from tasks import history, probe, releases, tracking, versions
 from tasks.errors import EvidenceError, RefusedError, TrackingError
 from tasks.history import Move
 from tasks.params import Register, load_params
@@ -57,28 +58,30 @@ def review(number: str) -> Case:
     """
     settings = load_params().register
     version = tracking.version(settings, tracking.candidates(settings), number)
-    digest = version.tags.get(EVIDENCE_TAG)
-    if not digest:
-        raise EvidenceError(f"{version.uri} has no evidence; it was not registered by this pipeline")
-    data = _read(settings, f"runs:/{version.run_id}/evidence/{digest}.json", version)
-    bundle = evidence.opened(data, digest, version.uri)
-    if bundle["content_digest"] != version.tags.get(CONTENT_TAG) or bundle["model_name"] != settings.model_name:
+    case = _open(settings, version)
+    found = case.bundle
+    if found["content_digest"] != version.tags.get(CONTENT_TAG) or found["model_name"] != settings.model_name:
         raise EvidenceError(f"the evidence of {version.uri} is about another model")
-    return Case(version, digest, bundle)
+    return case
 
 
 def released(number: str) -> Case:
     """A released version with its evidence."""
     settings = load_params().register
-    version = releases.released_version(settings, number)
-    digest = version.tags[EVIDENCE_TAG]
-    data = _read(settings, f"{version.uri}/refit/evidence.json", version)
-    return Case(version, digest, evidence.opened(data, digest, version.uri))
+    return _open(settings, releases.released_version(settings, number))
 
 
-def _read(settings: Register, uri: str, version: Version) -> bytes:
+def _open(settings: Register, version: Version) -> Case:
+    with _reading(version):
+        bundle = versions.bundle_of(version, settings)
+    return Case(version, version.tags[EVIDENCE_TAG], bundle)
+
+
+@contextmanager
+def _reading(version: Version) -> Iterator[None]:
+    """What cannot be read is no evidence, unless trying again may help."""
     try:
-        return tracking.read_file(settings, uri)
+        yield
     except OSError as error:
         raise EvidenceError(f"the evidence of {version.uri} cannot be read: {error}") from None
     except TrackingError as error:
@@ -241,7 +244,8 @@ def _target(settings: Register, number: str | None) -> str:
 def _smoke_test(settings: Register, release: Version) -> None:
     """The released bytes load by their address in a clean process and answer as they did."""
     params = load_params()
-    golden = json.loads(_read(settings, f"{release.uri}/refit/golden.json", release))
+    with _reading(release):
+        golden = json.loads(tracking.read_file(settings, f"{release.uri}/refit/golden.json"))
     probe.serving_check(
         release.uri,
         golden,

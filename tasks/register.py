@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 
 from tasks import evidence, paths, probe, tracking
+from tasks.changes import flat
 from tasks.errors import EvidenceError, WorkspaceError
 from tasks.params import Params, as_dict, load_params, public, pure, training_digest
 from tasks.publish import sha256_of_file, sha256_of_json
@@ -82,6 +83,8 @@ def find_registered() -> Registration | None:
     _require_outputs()
     _require_one_run(params)
     found = tracking.version_with_alias(params.register, tracking.CANDIDATE)
+    if found is None:
+        return None
     try:
         comparison = _comparison(params)
     except EvidenceError:
@@ -93,7 +96,7 @@ def find_registered() -> Registration | None:
         tracking.COMPARISON_TAG: _comparison_digest(comparison),
         **({} if diff else _commit_tags(commit, diff)),
     }
-    if found is None or any(found.tags.get(name) != value for name, value in expected.items()):
+    if any(found.tags.get(name) != value for name, value in expected.items()):
         return None
     return Registration(found, False, tracking.links(params.register, found))
 
@@ -225,7 +228,7 @@ def _record(params: Params, comparison: dict[str, Any], extra_tags: Mapping[str,
     return Record(
         name=f"{params.register.model_name} {commit[:6]} {card['weights_sha256'][:6]}",
         content_digest=sha256_of_json(lineage),
-        params=_flat({name: section for name, section in public(params).items() if name != "gate"}),
+        params={name: _as_text(value) for name, value in flat(public(params)).items() if not name.startswith("gate.")},
         tags=tags,
         history=[{str(name): value for name, value in row.items()} for row in history.to_dict("records")],
         metrics=_metrics(evaluation, card),
@@ -268,14 +271,8 @@ def _metrics(evaluation: dict[str, Any], card: dict[str, Any]) -> dict[str, floa
     return metrics
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, list) else str(value)
-    return flat
+def _as_text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list) else str(value)
 
 
 def git_state() -> tuple[str, str]:

@@ -49,9 +49,9 @@ def bundle_of(version: Version, settings: Register) -> dict[str, Any]:
     digest = version.tags.get(EVIDENCE_TAG)
     if not digest:
         raise EvidenceError(f"{version.uri} has no evidence; it was not made by Refit")
-    is_candidate = version.model_name == tracking.candidates(settings)
-    place = f"runs:/{version.run_id}/evidence/{digest}" if is_candidate else f"{version.uri}/refit/evidence"
-    return evidence.opened(tracking.read_file(settings, f"{place}.json"), digest, version.uri)
+    name = digest if _is_candidate(version, settings) else "evidence"
+    data = tracking.read_file(settings, f"{_place(version, settings)}/{name}.json")
+    return evidence.opened(data, digest, version.uri)
 
 
 def images_of(version: Version, bundle: Mapping[str, Any], settings: Register) -> pd.DataFrame:
@@ -60,13 +60,20 @@ def images_of(version: Version, bundle: Mapping[str, Any], settings: Register) -
     Raises:
         EvidenceError: the list is not the one that the evidence names.
     """
-    is_candidate = version.model_name == tracking.candidates(settings)
-    place = f"runs:/{version.run_id}/evidence" if is_candidate else f"{version.uri}/refit"
-    data = tracking.read_file(settings, f"{place}/images.csv")
+    data = tracking.read_file(settings, f"{_place(version, settings)}/images.csv")
     evidence.require_same_files(
         {"images.csv": evidence.digest_of(data)}, {"images.csv": bundle["files"]["images.csv"]}, version.uri
     )
     return pd.read_csv(io.BytesIO(data), dtype=str)
+
+
+def _is_candidate(version: Version, settings: Register) -> bool:
+    return version.model_name == tracking.candidates(settings)
+
+
+def _place(version: Version, settings: Register) -> str:
+    """Where the evidence lies: with the run of a candidate, in the files of a release."""
+    return f"runs:/{version.run_id}/evidence" if _is_candidate(version, settings) else f"{version.uri}/refit"
 
 
 def difference(first: str, second: str) -> dict[str, Any]:
