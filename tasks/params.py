@@ -67,6 +67,12 @@ class Validate:
         tuple[str, ...] | None,
         Field(description="The allowed labels; another one is rejected. null: whatever labels there are."),
     ]
+    retired_labels: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Labels given up on purpose: only these may be missing though the source or the champion has them."
+        ),
+    ]
     min_images_per_class: MinImages
     min_side: Annotated[Count, Field(description="Smallest allowed width and height, in pixels.")]
     max_side: Annotated[Count, Field(description="Largest allowed width and height, in pixels.")]
