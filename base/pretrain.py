@@ -17,7 +17,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
-from tasks.publish import publish_json, publishing, sha256_of_file
+from refit.files import publish_json, publishing, sha256_of_file
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS, PROVENANCE = ROOT / "base" / "glyphs.safetensors", ROOT / "base" / "glyphs.json"

@@ -28,13 +28,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tasks import metrics, paths
-from tasks.errors import CheckpointError, DataError, run_stage
-from tasks.modality import image
-from tasks.params import Finetune, load_params
-from tasks.publish import publish_json, sha256_of_file
-from tasks.reproducibility import be_deterministic, environment, example_keys, uniforms
-from tasks.training import Examples, Fitted, fit, predict_logits
+from refit import paths
+from refit.errors import CheckpointError, DataError, run_stage
+from refit.files import publish_json, sha256_of_file
+from refit.modality.image import networks as image
+from refit.params import Finetune, load_params
+from refit.scoring import metrics
+from refit.training.determinism import be_deterministic, environment, example_keys, uniforms
+from refit.training.loop import Examples, Fitted, fit, predict_logits
 
 IMAGES_PER_CLASS = 10
 SEEDS = range(5)

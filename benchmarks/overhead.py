@@ -39,9 +39,9 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from tasks.errors import WorkspaceError, run_stage
-from tasks.paths import STAGE_OUTPUTS
-from tasks.publish import publish_json
+from refit.errors import WorkspaceError, run_stage
+from refit.files import publish_json
+from refit.paths import STAGE_OUTPUTS
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB_SECONDS = 60

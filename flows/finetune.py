@@ -20,11 +20,11 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import CancelledRun, ObjectNotFound
 from prefect.states import Cancelling
 
-from flows import commits, pipeline, policy
-from flows.liveness import SERVER_TROUBLE, Reporter, declare_lost, last_report, reporting
-from tasks import errors
-from tasks.errors import ParamsError, RefitError, WorkerLostError
-from tasks.params import Flow, load_params
+from flows.tools import commits, pipeline, policy
+from flows.tools.liveness import SERVER_TROUBLE, Reporter, declare_lost, last_report, reporting
+from refit import errors
+from refit.errors import ParamsError, RefitError, WorkerLostError
+from refit.params import Flow, load_params
 
 _SECONDS_BETWEEN_LOOKS = 3.0
 _PENDING_PATIENCE = 10  # a container may be pulled for so many times the silence of a running worker

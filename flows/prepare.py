@@ -4,8 +4,8 @@
     prepare("dask:tcp://scheduler:8786")     a Dask cluster; its workers must see the data under the same path
     prepare("ray:ray://head:10001")          a Ray cluster, the same way
 
-It fills the store of `tasks/inspection.py`; the stage `ingest`, which runs afterwards as always, then finds that every
-content is known. So the result cannot differ from the one of a single machine.
+It fills the store of `refit/data/inspection.py`; the stage `ingest`, which runs afterwards as always, then finds that
+every content is known. So the result cannot differ from the one of a single machine.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner
 
-from tasks.errors import ParamsError
-from tasks.inspection import CHUNK, Inspected, inspect_one, recall, remember
-from tasks.params import load_params
-from tasks.sources import Example, list_examples
+from refit.data.inspection import CHUNK, Inspected, inspect_one, recall, remember
+from refit.data.sources import Example, list_examples
+from refit.errors import ParamsError
+from refit.params import load_params
 
 
 def prepare(runner: str) -> None:

@@ -15,11 +15,11 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from pydantic import Field
 
-from flows import policy
-from flows.notifications import tell_of_move
+from flows.tools import policy
+from flows.tools.notifications import tell_of_move
+from refit.params import load_params
+from refit.reports.comparison import comparison_markdown
 from tasks import promote as decisions
-from tasks.decision import comparison_markdown
-from tasks.params import load_params
 
 SECONDS_TO_DECIDE = 14 * 24 * 3600  # two weeks
 

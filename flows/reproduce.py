@@ -18,13 +18,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks import evidence, paths, versions
-from tasks.changes import params_changes
-from tasks.errors import EvidenceError, WorkspaceError
-from tasks.params import load_params
-from tasks.publish import sha256_of_file, sha256_of_json
-from tasks.records import Version
-from tasks.tracking import read_file
+from refit import paths
+from refit.data.changes import params_changes
+from refit.errors import EvidenceError, WorkspaceError
+from refit.files import sha256_of_file, sha256_of_json
+from refit.gate import evidence
+from refit.params import load_params
+from refit.registry import versions
+from refit.registry.records import Version
+from refit.registry.tracking import read_file
 
 TOLERANCES = {
     "accuracy": 0.01,
@@ -75,7 +77,7 @@ def reproduce(asked: str, say: Callable[[str], None], folder: Path | None = None
 
 def environment_differences(bundle: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Name -> [then, here] of what has to be equal for equal bits."""
-    from tasks.reproducibility import be_deterministic, environment
+    from refit.training.determinism import be_deterministic, environment
 
     settings = bundle["params"]["finetune"]
     device = be_deterministic(settings["num_threads"], "auto" if settings["device"] == "cuda" else settings["device"])

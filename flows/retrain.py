@@ -21,19 +21,21 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed
 
-from flows import commits, pipeline, policy
 from flows.finetune import train_on_worker
-from flows.liveness import SERVER_TROUBLE, is_over, reconcile, reporting
-from flows.notifications import tell
 from flows.prepare import prepare
-from tasks import paths, probe, tracking
-from tasks.changes import changes_markdown
+from flows.tools import commits, pipeline, policy
+from flows.tools.liveness import SERVER_TROUBLE, is_over, reconcile, reporting
+from flows.tools.notifications import tell
+from refit import paths
+from refit.data.changes import changes_markdown
+from refit.errors import DataError, TrackingError, WorkspaceError
+from refit.files import sha256_of_file
+from refit.params import Params, load_params
+from refit.registry import probe, tracking
+from refit.reports.evaluation import evaluation_markdown
+from refit.reports.validation import validation_markdown
 from tasks.compare import compare as compare_with_champion
-from tasks.errors import DataError, TrackingError, WorkspaceError
-from tasks.params import Params, load_params
-from tasks.publish import sha256_of_file
 from tasks.register import Registration, find_registered, git_state, register_candidate
-from tasks.reports import evaluation_markdown, validation_markdown
 
 Deliver = Literal["workspace", "commit", "branch"]
 

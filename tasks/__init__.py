@@ -3,6 +3,6 @@
 import sys
 
 if sys.argv[0] == "-m":  # so it reads while `python -m tasks.<stage>` starts, before the stage imports anything
-    from tasks.collector import relax
+    from refit.collector import relax
 
     relax()

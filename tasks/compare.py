@@ -19,19 +19,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks import gate, metrics, paths, probe, tracking, versions
-from tasks.changes import data_changes, params_changes
-from tasks.decision import comparison_markdown, comparison_page
-from tasks.decision.disagreements import disagreements
-from tasks.errors import EvidenceError, TrackingError, WorkspaceError, run_stage
-from tasks.gate import Decision, Side
-from tasks.metrics import Scored
-from tasks.params import Params, as_dict, load_params, public
-from tasks.probe import Answer
-from tasks.progress import say
-from tasks.publish import publish_json, publish_table, publish_text, sha256_of_file
-from tasks.records import Version
-from tasks.tracking import CHAMPION
+from refit import paths
+from refit.data.changes import data_changes, params_changes
+from refit.errors import EvidenceError, TrackingError, WorkspaceError, run_stage
+from refit.files import publish_json, publish_table, publish_text, sha256_of_file
+from refit.gate import decide as gate
+from refit.gate.decide import Decision, Side
+from refit.params import Params, as_dict, load_params, public
+from refit.progress import say
+from refit.registry import probe, tracking, versions
+from refit.registry.probe import Answer
+from refit.registry.records import Version
+from refit.registry.tracking import CHAMPION
+from refit.reports.comparison import comparison_markdown, comparison_page
+from refit.reports.disagreements import disagreements
+from refit.scoring import metrics
+from refit.scoring.metrics import Scored
 
 _NEEDED = (paths.ACCEPTED, paths.PREDICTIONS, paths.EVALUATION, paths.MODEL_CARD, paths.MODEL_WEIGHTS)
 

@@ -16,14 +16,15 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from tasks import metrics, modality, paths
-from tasks.classifier import Classifier
-from tasks.errors import run_stage
-from tasks.params import Evaluate, load_params
-from tasks.progress import say
-from tasks.publish import publish_json, publish_table, publish_text
-from tasks.reports import evaluation_page
-from tasks.reproducibility import be_deterministic
+from refit import modality, paths
+from refit.errors import run_stage
+from refit.files import publish_json, publish_table, publish_text
+from refit.model.classifier import Classifier
+from refit.params import Evaluate, load_params
+from refit.progress import say
+from refit.reports.evaluation import evaluation_page
+from refit.scoring import metrics
+from refit.training.determinism import be_deterministic
 
 
 def main() -> None:

@@ -10,7 +10,7 @@
     scratch                                       random weights: an empty checkpoint
 
 A safetensors file is taken over byte for byte. A PyTorch file is converted in a child process that may read
-tensors and nothing else (`tasks/legacy.py`). base.json, the checkpoint's card, holds
+tensors and nothing else (`refit/checkpoint/convert.py`). base.json, the checkpoint's card, holds
 
     uri, source_sha256    what was fetched                pinned   whether params.yaml named its SHA-256
     sha256                of base.safetensors             format   of the source: safetensors, torch or none
@@ -29,12 +29,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tasks import paths
-from tasks.download import DOWNLOADS, download
-from tasks.errors import ERRORS_BY_EXIT_CODE, CheckpointError, RefitError, run_stage
-from tasks.params import Checkpoint, load_params, without_credentials
-from tasks.progress import say
-from tasks.publish import publish_json, publishing, sha256_of_file
+from refit import paths
+from refit.checkpoint.download import DOWNLOADS, download
+from refit.errors import ERRORS_BY_EXIT_CODE, CheckpointError, RefitError, run_stage
+from refit.files import publish_json, publishing, sha256_of_file
+from refit.params import Checkpoint, load_params, without_credentials
+from refit.progress import say
 
 _EMBEDDED_CARD = Path("base/glyphs.json")  # of the checkpoint that comes with Refit; read for a hint only
 
@@ -153,10 +153,10 @@ def _publish_card(checkpoint: Checkpoint, source_sha256: str | None, format_: st
 
 
 def _in_child(*arguments: str) -> str:
-    """Run `tasks.legacy`, which needs torch, in a process that knows no secrets and is gone afterwards."""
+    """Run `refit.checkpoint.convert`, which needs torch, in a process that knows no secrets and is gone afterwards."""
     with tempfile.TemporaryDirectory() as home:
         child = subprocess.run(
-            [sys.executable, "-m", "tasks.legacy", *arguments],
+            [sys.executable, "-m", "refit.checkpoint.convert", *arguments],
             capture_output=True,
             text=True,
             env={"PATH": "/usr/bin:/bin", "HOME": home, "LANG": "C.UTF-8"},

@@ -23,13 +23,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tasks import modality, paths
-from tasks.errors import CheckpointError, ParamsError, run_stage
-from tasks.params import Params, load_params, training_digest
-from tasks.progress import say
-from tasks.publish import publish_json, publish_table, publishing, sha256_of_file
-from tasks.reproducibility import be_deterministic, environment, example_keys
-from tasks.training import Examples, Fitted, fit, predict_logits
+from refit import modality, paths
+from refit.errors import CheckpointError, ParamsError, run_stage
+from refit.files import publish_json, publish_table, publishing, sha256_of_file
+from refit.params import Params, load_params, training_digest
+from refit.progress import say
+from refit.training.determinism import be_deterministic, environment, example_keys
+from refit.training.loop import Examples, Fitted, fit, predict_logits
 
 
 def main() -> None:

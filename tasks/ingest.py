@@ -26,13 +26,13 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.errors import run_stage
-from tasks.inspection import inspect_all
-from tasks.params import SPLITS, Data, load_params
-from tasks.paths import MANIFEST, UNPACKED
-from tasks.progress import say
-from tasks.publish import publish_table, publish_text
-from tasks.sources import Example, list_examples
+from refit.data.inspection import inspect_all
+from refit.data.sources import Example, list_examples
+from refit.errors import run_stage
+from refit.files import publish_table, publish_text
+from refit.params import SPLITS, Data, load_params
+from refit.paths import MANIFEST, UNPACKED
+from refit.progress import say
 
 _SPLIT_SALT = "refit-split-4"  # changing it moves images between train and test: never do
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks import paths, tracking
-from tasks.errors import DataError
-from tasks.modality.image_file import decode, read_bytes
-from tasks.params import load_params
+from refit import paths
+from refit.errors import DataError
+from refit.modality.image.files import decode, read_bytes
+from refit.params import load_params
+from refit.registry import tracking
 
 
 def predict_files(files: Sequence[Path], uri: str | None) -> list[dict[str, Any]]:
@@ -25,7 +26,7 @@ def predict_files(files: Sequence[Path], uri: str | None) -> list[dict[str, Any]
     if uri is not None:
         table = tracking.load_model(uri, load_params().register)({"image": contents})
         return [dict(row) for row in table.to_dict("records")]
-    from tasks.classifier import Classifier
+    from refit.model.classifier import Classifier
 
     classifier = Classifier.load(paths.MODEL_WEIGHTS, paths.MODEL_CARD)
     return [

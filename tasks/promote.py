@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks import history, probe, releases, tracking, versions
-from tasks.errors import EvidenceError, RefusedError, TrackingError
-from tasks.history import Move
-from tasks.params import Register, load_params
-from tasks.records import CONTENT_TAG, Version
-from tasks.tracking import CHAMPION, EVIDENCE_TAG, PREVIOUS
+from refit.errors import EvidenceError, RefusedError, TrackingError
+from refit.gate import history
+from refit.gate.history import Move
+from refit.params import Register, load_params
+from refit.registry import probe, releases, tracking, versions
+from refit.registry.records import CONTENT_TAG, Version
+from refit.registry.tracking import CHAMPION, EVIDENCE_TAG, PREVIOUS
 
 
 @dataclass(frozen=True)

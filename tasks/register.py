@@ -19,13 +19,17 @@ from typing import Any
 
 import pandas as pd
 
-from tasks import evidence, paths, probe, tracking
-from tasks.changes import flat
-from tasks.errors import EvidenceError, WorkspaceError
-from tasks.params import Params, as_dict, load_params, public, pure, training_digest
-from tasks.publish import sha256_of_file, sha256_of_json
-from tasks.records import CONTENT_TAG, Record, Version
-from tasks.reports import evaluation_markdown, validation_markdown
+import refit
+from refit import paths
+from refit.data.changes import flat
+from refit.errors import EvidenceError, WorkspaceError
+from refit.files import sha256_of_file, sha256_of_json
+from refit.gate import evidence
+from refit.params import Params, as_dict, load_params, public, pure, training_digest
+from refit.registry import probe, tracking
+from refit.registry.records import CONTENT_TAG, Record, Version
+from refit.reports.evaluation import evaluation_markdown
+from refit.reports.validation import validation_markdown
 
 _COMPARISON = (paths.COMPARISON, paths.COMPARISON_REPORT, paths.COMPARISON_SUMMARY)
 _REPORTS = (paths.VALIDATION_REPORT, paths.VALIDATION_SUMMARY, paths.EVALUATION_REPORT)
@@ -199,11 +203,11 @@ def _prove(
 
 
 def _require_what_was_sent(model_uri: str, model_files: Mapping[str, str]) -> None:
-    package = Path(__file__).parent
+    package = Path(refit.__file__).parent
     sent = {
         **{f"artifacts/{path.name}": sha256_of_file(path) for path in (paths.MODEL_WEIGHTS, paths.MODEL_CARD)},
         **{
-            f"code/tasks/{path.relative_to(package).as_posix()}": sha256_of_file(path) for path in package.rglob("*.py")
+            f"code/refit/{path.relative_to(package).as_posix()}": sha256_of_file(path) for path in package.rglob("*.py")
         },
     }
     evidence.require_same_files({path: model_files.get(path, "") for path in sent}, sent, model_uri)

@@ -11,10 +11,10 @@ import shutil
 import numpy as np
 from PIL import Image
 
-from tasks.errors import run_stage
-from tasks.paths import DIGITS
-from tasks.progress import say, track
-from tasks.publish import publishing
+from refit.errors import run_stage
+from refit.files import publishing
+from refit.paths import DIGITS
+from refit.progress import say, track
 
 
 def main() -> None:

@@ -14,12 +14,12 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 
-from tasks import paths
-from tasks.errors import DataError, run_stage
-from tasks.params import SPLITS, Validate, load_params
-from tasks.progress import say
-from tasks.publish import publish_json, publish_table, publish_text, sha256_of_json
-from tasks.reports import validation_page
+from refit import paths
+from refit.errors import DataError, run_stage
+from refit.files import publish_json, publish_table, publish_text, sha256_of_json
+from refit.params import SPLITS, Validate, load_params
+from refit.progress import say
+from refit.reports.validation import validation_page
 
 _DIGITS_OF_SHA256 = pa.Check.str_matches(r"^[0-9a-f]{64}$")
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from tasks.params import Params, load_params
+from refit.params import Params, load_params
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ["PATH"] = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
@@ -141,7 +141,7 @@ def trained(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the clean process of the serving check, for tests of something else: it takes seconds."""
-    from tasks import probe
+    from refit.registry import probe
 
     monkeypatch.setattr(probe, "serving_check", lambda *_arguments: {"labels_equal": True})
 
@@ -149,10 +149,11 @@ def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_processes(no_probe: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model answers like the one in models/, in this process."""
-    from tasks import paths, probe
+    from refit import paths
+    from refit.registry import probe
 
     def ask(_uri: str | None, images: list[Path], *_rest: Any) -> probe.Answer:
-        from tasks.classifier import Classifier
+        from refit.model.classifier import Classifier
 
         classifier = Classifier.load(paths.MODEL_WEIGHTS, paths.MODEL_CARD)
         probabilities = classifier.predict([image.read_bytes() for image in images])

@@ -10,10 +10,12 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tasks import access, gate, promote, releases, tracking
-from tasks.errors import ParamsError, TrackingError, WorkspaceError
-from tasks.gate import Check, Decision
-from tasks.params import load_params
+from refit.errors import ParamsError, TrackingError, WorkspaceError
+from refit.gate import decide as gate
+from refit.gate.decide import Check, Decision
+from refit.params import load_params
+from refit.registry import access, releases, tracking
+from tasks import promote
 from tasks.register import register_candidate
 
 from .servers import free_port, mlflow_command, serving

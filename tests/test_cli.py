@@ -13,9 +13,10 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from flows import cli, commits, dvc_process, pipeline
+from flows import cli
 from flows.cli import main
-from tasks.errors import ERRORS_BY_EXIT_CODE, CheckpointError, DataError, RefitError, WorkspaceError
+from flows.tools import commits, dvc_process, pipeline
+from refit.errors import ERRORS_BY_EXIT_CODE, CheckpointError, DataError, RefitError, WorkspaceError
 
 from .conftest import ROOT, change_params, draw
 
@@ -239,7 +240,7 @@ def test_with_a_remote_it_is_also_said_that_nothing_changed(stage: Callable[[str
 
 BROKEN = """
 import os
-from flows import dvc_child
+from flows.tools import dvc_child
 
 def broken(arguments, folder, environment):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what DVC does with a broken pipe, wherever it comes from
@@ -304,7 +305,7 @@ def test_changed_code_is_refused(repository: Path) -> None:
 
 
 def test_status_says_that_the_registry_is_down_and_goes_on() -> None:
-    from flows.status import describe
+    from flows.cli.status import describe
 
     found = {"would_run": ["finetune"], "registry_error": "MLflow at x failed: no connection", "candidate": None}
     assert describe(found).splitlines() == [
@@ -402,7 +403,7 @@ def test_data_that_nobody_else_could_get_is_refused(repository: Path, monkeypatc
 def test_the_flow_retries_what_may_help_and_nothing_else(
     kind: type[RefitError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import policy
+    from flows.tools import policy
 
     monkeypatch.setattr(policy, "RETRY_DELAYS_SECONDS", [0.0, 0.0])
     calls: list[int] = []

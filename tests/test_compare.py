@@ -10,12 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks import changes, evidence, paths, probe, register, tracking
+from refit import paths
+from refit.data import changes
+from refit.errors import EvidenceError, WorkspaceError
+from refit.files import sha256_of_file
+from refit.gate import evidence
+from refit.params import load_params, public
+from refit.registry import probe, tracking
+from refit.reports.comparison import comparison_markdown
+from tasks import register
 from tasks.compare import compare
-from tasks.decision import comparison_markdown
-from tasks.errors import EvidenceError, WorkspaceError
-from tasks.params import load_params, public
-from tasks.publish import sha256_of_file
 from tasks.register import find_registered, register_candidate
 
 from .conftest import change_params
@@ -50,7 +54,7 @@ def test_the_bundle_names_everything_a_decision_rests_on(trained: Path) -> None:
     assert check["largest_probability_error"] < 1e-4
     assert check["milliseconds_per_image"] > 0
     assert check["peak_megabytes"] > 50
-    assert "/artifacts/code/tasks/" in check["versions"]["code"] or "/code/tasks/" in check["versions"]["code"]
+    assert "/artifacts/code/refit/" in check["versions"]["code"] or "/code/refit/" in check["versions"]["code"]
     assert str(trained) not in json.dumps(content["params"])
 
 
@@ -137,7 +141,7 @@ def test_a_test_image_that_changed_since_is_no_evidence(trained: Path) -> None:
 def test_a_registry_that_is_down_is_not_a_registry_without_champion(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.errors import TrackingUnavailableError
+    from refit.errors import TrackingUnavailableError
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

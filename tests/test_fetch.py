@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tasks import download, fetch, paths
-from tasks.errors import CheckpointError, DownloadError, WorkspaceError
-from tasks.params import Params
-from tasks.publish import sha256_of_file
+from refit import paths
+from refit.checkpoint import download
+from refit.errors import CheckpointError, DownloadError, WorkspaceError
+from refit.files import sha256_of_file
+from refit.params import Params
+from tasks import fetch
 
 from .conftest import ROOT, change_params
 

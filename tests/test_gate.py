@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import gate
-from tasks.errors import EvidenceError
-from tasks.gate import Decision, Side, decide
-from tasks.metrics import Interval, Scored
-from tasks.params import Gate, load_params
+from refit.errors import EvidenceError
+from refit.gate import decide as gate
+from refit.gate.decide import Decision, Side, decide
+from refit.params import Gate, load_params
+from refit.scoring.metrics import Interval, Scored
 
 from .conftest import ROOT
 

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tasks import ingest, inspection
+from refit.data import inspection
+from refit.data.sources import Example, list_examples
+from refit.modality.image.files import inspect
+from refit.params import Data, Params, load_params
+from tasks import ingest
 from tasks.ingest import build_manifest, split_of
-from tasks.modality.image_file import inspect
-from tasks.params import Data, Params, load_params
-from tasks.sources import Example, list_examples
 from tasks.validate import MANIFEST_SCHEMA
 
 from .conftest import draw, write_image_folder
@@ -153,7 +154,7 @@ def test_orientation_is_applied_and_metadata_does_not_hide_a_copy(tmp_path: Path
 
 def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(1, 64, 64).save(tmp_path / "a.png")
-    monkeypatch.setattr("tasks.modality.image_file.MAX_PIXELS", 1000)
+    monkeypatch.setattr("refit.modality.image.files.MAX_PIXELS", 1000)
     assert inspect(tmp_path / "a.png").error == "64 x 64 pixels, more than 1,000 in all"
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 
-from tasks import metrics
-from tasks.reproducibility import example_keys, step_seed, uniforms
+from refit.scoring import metrics
+from refit.training.determinism import example_keys, step_seed, uniforms
 
 GENERATOR = np.random.default_rng(5)
 LOGITS = GENERATOR.normal(size=(400, 4)) * 2

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tasks.changes import changes_markdown
-from tasks.params import read_yaml
+from refit.data.changes import changes_markdown
+from refit.params import read_yaml
 from tasks.promote import review
 
 from .conftest import ROOT, change_params, write_image_folder
@@ -74,7 +74,7 @@ EMIT = """
 import sys
 from prefect import flow
 from prefect.events import emit_event
-from tasks.errors import TrainingError
+from refit.errors import TrainingError
 
 resource = {"prefect.resource.id": "refit.model.pets", "prefect.resource.name": "pets"}
 for event in ("refit.data.rejected", "refit.candidate.waiting", "refit.model.promoted"):
@@ -159,7 +159,7 @@ def test_every_way_to_decide_moves_the_champion_and_is_told(
 
 SERVE = """
 import os, sys
-from flows.local_server import serve_locally
+from flows.tools.local_server import serve_locally
 
 require_server = serve_locally()
 require_server()
@@ -226,7 +226,7 @@ from uuid import UUID
 
 @flow(name="retrain")
 def retrain():
-    from flows.liveness import reconcile
+    from flows.tools.liveness import reconcile
     return reconcile(silence_seconds=0)
 
 with get_client(sync_client=True) as client:
@@ -252,8 +252,8 @@ def test_a_run_whose_process_is_gone_is_found(env: dict[str, str]) -> None:
 def test_runs_of_dead_flows_are_closed_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
-    from tasks import tracking
-    from tasks.params import load_params
+    from refit.params import load_params
+    from refit.registry import tracking
 
     monkeypatch.chdir(ROOT)
     settings = load_params().register
@@ -319,7 +319,7 @@ def test_a_cluster_gives_the_same_manifest(env: dict[str, str], project: Path) -
 
 def test_a_runner_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.prepare import prepare
-    from tasks.errors import ParamsError
+    from refit.errors import ParamsError
 
     monkeypatch.setitem(sys.modules, "prefect_ray", None)
     with pytest.raises(ParamsError, match="prefect-ray is not installed"):

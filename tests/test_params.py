@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import ParamsError
-from tasks.params import PARAMS_SCHEMA, as_dict, load_params, read_yaml, schema, without_credentials
+from refit.errors import ParamsError
+from refit.params import PARAMS_SCHEMA, as_dict, load_params, read_yaml, schema, without_credentials
 
 from .conftest import ROOT, change_params
 

@@ -13,8 +13,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tasks.params import read_yaml
-from tasks.paths import STAGE_OUTPUTS
+from refit.params import read_yaml
+from refit.paths import STAGE_OUTPUTS
 
 from .conftest import change_params
 from .services import clone, dvc, environment, mlflow_server, origin, prefect_api, refit, run

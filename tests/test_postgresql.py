@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tasks import gate, promote, tracking
+from refit.errors import TrackingUnavailableError
+from refit.gate import decide as gate
+from refit.gate.decide import Check, Decision
+from refit.params import load_params
+from refit.registry import tracking
+from tasks import promote
 from tasks.compare import compare
-from tasks.errors import TrackingUnavailableError
-from tasks.gate import Check, Decision
-from tasks.params import load_params
 from tasks.register import register_candidate
 
 from .servers import free_port, mlflow_command, serving

@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 
-from tasks import gate, history, paths, promote, releases, tracking
+from refit import paths
+from refit.errors import EvidenceError, RefusedError, TrackingError
+from refit.gate import decide as gate
+from refit.gate import history
+from refit.gate.decide import Check, Decision
+from refit.gate.history import Move
+from refit.params import load_params
+from refit.registry import releases, tracking
+from tasks import promote
 from tasks.compare import compare
-from tasks.errors import EvidenceError, RefusedError, TrackingError
-from tasks.gate import Check, Decision
-from tasks.history import Move
-from tasks.params import load_params
 from tasks.register import register_candidate
 
 from .test_tracking import client

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tasks import errors, paths
-from tasks.errors import ERRORS_BY_EXIT_CODE, RefitError, WorkspaceError
-from tasks.publish import publish_json, publish_table, publish_text, publishing, sha256_of_json
+from refit import errors, paths
+from refit.errors import ERRORS_BY_EXIT_CODE, RefitError, WorkspaceError
+from refit.files import publish_json, publish_table, publish_text, publishing, sha256_of_json
 
 from .conftest import ROOT
 

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tasks.errors import DataError
-from tasks.sources import list_examples
+from refit.data.sources import list_examples
+from refit.errors import DataError
 
 from .conftest import draw, write_image_folder
 

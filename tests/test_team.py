@@ -23,9 +23,9 @@ from urllib.request import Request, urlopen
 import pytest
 from mlflow.exceptions import MlflowException
 
-from tasks.params import load_params, read_yaml
+from refit.params import load_params, read_yaml
+from refit.registry.tracking import candidates
 from tasks.register import register_candidate
-from tasks.tracking import candidates
 
 from .conftest import ROOT
 from .servers import free_port, serving

@@ -14,9 +14,11 @@ import pytest
 import requests
 from sqlalchemy.exc import OperationalError
 
-from tasks import compare, paths, tracking
-from tasks.errors import TrackingError, TrackingUnavailableError, WorkspaceError
-from tasks.params import load_params
+from refit import paths
+from refit.errors import TrackingError, TrackingUnavailableError, WorkspaceError
+from refit.params import load_params
+from refit.registry import tracking
+from tasks import compare
 from tasks.register import register_candidate
 
 from .conftest import change_params
@@ -301,7 +303,7 @@ def test_no_pickle_is_stored(trained: Path) -> None:
 
 
 def test_what_the_served_model_accepts() -> None:
-    from tasks.serving import _as_example
+    from refit.model.serving import _as_example
 
     assert _as_example(b"x") == b"x"
     assert _as_example("eA==") == b"x"
@@ -324,7 +326,7 @@ def test_what_the_served_model_accepts() -> None:
     ],
 )
 def test_pixels_that_would_be_misread_are_refused(pixels: object, expected: str) -> None:
-    from tasks.serving import _as_example
+    from refit.model.serving import _as_example
 
     with pytest.raises(ValueError, match=expected):
         _as_example(pixels)

@@ -18,14 +18,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms import v2
 
-from tasks import evaluate, fetch, finetune, ingest, legacy, paths, training, validate
-from tasks.classifier import Classifier
-from tasks.errors import CheckpointError, DataError, ParamsError, TrainingError
-from tasks.modality import image, image_file
-from tasks.modality.architectures import IMAGE_ARCHITECTURES
-from tasks.params import Augment, Params, load_params
-from tasks.reproducibility import be_deterministic, example_keys
-from tasks.training import Epoch, Examples, best_epoch, fit, learning_rate_at, split_in_batches
+from refit import paths
+from refit.checkpoint import convert as legacy
+from refit.errors import CheckpointError, DataError, ParamsError, TrainingError
+from refit.modality.image import files as image_file
+from refit.modality.image import networks as image
+from refit.modality.image.architectures import IMAGE_ARCHITECTURES
+from refit.model.classifier import Classifier
+from refit.params import Augment, Params, load_params
+from refit.training import loop as training
+from refit.training.determinism import be_deterministic, example_keys
+from refit.training.loop import Epoch, Examples, best_epoch, fit, learning_rate_at, split_in_batches
+from tasks import evaluate, fetch, finetune, ingest, validate
 
 from .conftest import draw, write_image_folder
 

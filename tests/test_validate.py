@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tasks import ingest, paths, validate
-from tasks.errors import DataError
-from tasks.params import Params, load_params
+from refit import paths
+from refit.errors import DataError
+from refit.params import Params, load_params
+from tasks import ingest, validate
 from tasks.validate import judge, summarize
 
 from .conftest import draw, write_image_folder

@@ -1,0 +1,226 @@
+"""The command `refit`. Libraries are imported by the command that needs them, so that `--help` is quick.
+
+Exit codes: 0 done; 1 to 12 as in refit/errors.py (2 also for a mistake on the command line); 130 interrupted.
+"""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flows.cli.decide import COMMANDS
+from flows.cli.printing import JSON, print_json
+from refit import collector
+from refit.errors import DataError, RefitError, WorkspaceError, exit_with
+
+if TYPE_CHECKING:
+    from flows.retrain import Deliver
+
+_EXIT_CODES = """\b
+Exit codes:
+  0  done                           6  training failed
+  1  any other failure              7  MLflow refused
+  2  wrong parameter or option      8  file, git or DVC trouble
+  3  data not good enough           9  MLflow is down; try again
+  4  checkpoint missing or wrong  130  interrupted
+  5  download failed; try again    10  storage unreachable; try again
+                                   11  training worker lost
+                                   12  Prefect server unreachable
+                                   13  evidence missing or damaged
+                                   14  refused by the evidence, or overtaken
+"""
+
+
+class _Commands(click.Group):
+    """The one place that turns a RefitError into one line and an exit code."""
+
+    def invoke(self, context: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, _stop)  # a stage runs in a session of its own: it has to be stopped by us
+        try:
+            return super().invoke(context)
+        except RefitError as error:
+            exit_with(error)
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None
+
+
+@click.group(cls=_Commands, epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--project",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The project's folder. Default: the nearest one, from here upwards, with params.yaml and dvc.yaml.",
+)
+@click.version_option(package_name="refit")
+def main(project: Path | None) -> None:
+    """Fine-tune a pretrained model on your data, register the result, and be able to reproduce it."""
+    collector.relax()
+    os.chdir(project or _nearest_project())
+
+
+@main.command()
+@click.option(
+    "--commit", "deliver", flag_value="commit", help="End in a git commit, and `dvc push` if there is a remote."
+)
+@click.option("--branch", "deliver", flag_value="branch", help="As the schedule does: new data in, a branch out.")
+@JSON
+def retrain(deliver: "Deliver | None", as_json: bool) -> None:
+    """Run the whole flow: validate, fetch, fine-tune, evaluate, register the candidate."""
+    _load_params_first()
+    from flows.tools import dvc_process
+    from flows.tools.local_server import serve_locally
+
+    dvc_process.start()
+    require_server = serve_locally()  # it starts while the flow is imported
+    from flows.retrain import retrain_here
+
+    require_server()
+
+    state: Any = retrain_here(deliver or "workspace")
+    summary = state.result()  # raises what went wrong
+    if as_json:
+        print_json(summary)
+        return
+    if state.name == "NothingToDo":
+        click.echo(f"\nNothing to do: {state.message}")
+        return
+    accuracy = summary["overall"]["accuracy"]
+    click.echo(f"\nCandidate   {summary['uri']}{'' if summary['is_new'] else '  (this content was registered before)'}")
+    click.echo(f"Accuracy    {accuracy['value']:.4f}  ({accuracy['low']:.4f} to {accuracy['high']:.4f})")
+    click.echo("Reports     reports/validation.html  reports/evaluation.html")
+    for name, address in summary["links"].items():
+        click.echo(f"{name.capitalize():<12}{address}")
+    if not summary["links"]:
+        click.echo("Look at it  make ui")
+
+
+@main.command()
+@JSON
+def validate(as_json: bool) -> None:
+    """Check the data and say what is wrong with it; train nothing."""
+    from flows.tools import pipeline
+    from refit import paths
+    from refit.reports.validation import validation_markdown
+
+    _load_params_first()
+    failure: DataError | None = None
+    lines: list[str] = []
+    try:
+        pipeline.reproduce("validate", lambda line: _pass_on(line, lines), single_item=False)
+    except DataError as error:
+        if "Running stage 'validate':" not in lines:
+            raise  # an earlier stage: the report that is here is of another run
+        failure = error
+    summary = json.loads(paths.VALIDATION_SUMMARY.read_text())
+    if as_json:
+        print_json(summary)
+    else:
+        click.echo(validation_markdown(summary))
+    if failure is not None:
+        raise failure
+
+
+@main.command()
+@JSON
+def register(as_json: bool) -> None:
+    """Register what is in the workspace, for instance after MLflow could not be reached."""
+    from tasks.compare import compare as compare_with_champion
+    from tasks.register import find_registered, register_candidate
+
+    registration = find_registered()
+    if registration is None:
+        compare_with_champion()
+        registration = register_candidate()
+    version = registration.version
+    if as_json:
+        print_json({"uri": version.uri, "is_new": registration.is_new, "links": dict(registration.links)})
+    else:
+        known = "" if registration.is_new else "  (this content was registered before)"
+        click.echo(f"candidate: {version.uri}{known}")
+
+
+@main.command()
+@click.argument("block")
+def notifications(block: str) -> None:
+    """Have the Prefect server tell about failures, rejected data, candidates and promotions through BLOCK.
+
+    BLOCK is a notification block of the server, as type/name: slack-webhook/team, custom-webhook/ops, …
+    """
+    from flows.tools.local_server import serve_locally
+
+    require_server = serve_locally()
+    from flows.tools.notifications import apply
+
+    require_server()
+    for name in apply(block):
+        click.echo(name)
+
+
+@main.command()
+@JSON
+def status(as_json: bool) -> None:
+    """Say what would run, what is registered, and how the candidate compares with the champion."""
+    from flows.cli.status import describe, gather
+
+    _load_params_first()
+    found = gather()
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(describe(found))
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--model", "uri", help="A model in MLflow, such as models:/digits@candidate. Default: the one in models/."
+)
+@JSON
+def predict(images: tuple[Path, ...], uri: str | None, as_json: bool) -> None:
+    """Label IMAGES with a model, with calibrated probabilities."""
+    # The paths on the command line count from where the user is, not from the project.
+    from tasks.predict import predict_files
+
+    results = predict_files([_from_start(image) for image in images], uri)
+    if as_json:
+        print_json([{"image": str(image), **result} for image, result in zip(images, results, strict=True)])
+        return
+    for image, result in zip(images, results, strict=True):
+        click.echo(f"{image}\t{result['label']}\t{result['probability']:.4f}")
+
+
+_STARTED_IN = Path.cwd()
+
+
+def _from_start(path: Path) -> Path:
+    return _STARTED_IN / path
+
+
+def _pass_on(line: str, lines: list[str]) -> None:
+    lines.append(line)
+    click.echo(line, err=True)
+
+
+def _stop(_signal: int, _frame: object) -> None:
+    raise SystemExit(143)
+
+
+def _nearest_project() -> Path:
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return folder
+    raise WorkspaceError("no project here: no folder from here upwards holds params.yaml and dvc.yaml; use --project")
+
+
+def _load_params_first() -> None:
+    """A mistake in params.yaml is better said before servers and libraries are started."""
+    from flows.tools.pipeline import require_source
+    from refit.params import load_params
+
+    require_source(load_params().data.source)
+
+
+for _command in COMMANDS:
+    main.add_command(_command)

@@ -1,0 +1,1 @@
+"""Thin adapters: DVC, git, the Prefect server, notifications, what is tried again."""

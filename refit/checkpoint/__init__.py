@@ -1,0 +1,1 @@
+"""Base weights: how they come here, and how they become safetensors."""

@@ -1,0 +1,126 @@
+"""Downloads that survive being interrupted.
+
+    path = download("https://example.org/weights.pth")
+
+What has arrived stays in .refit/downloads/ and the next call goes on from there, if the server still has the
+same file (RFC 9110, Range and If-Range). A finished file is used again without asking the server; whoever
+calls verifies its SHA-256. Addresses are shown without credentials and query.
+"""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from ..errors import DownloadError, WorkspaceError
+from ..files import publish_json
+from ..params import without_credentials
+from ..progress import say
+
+DOWNLOADS = Path(".refit/downloads")
+_ATTEMPTS = 3
+_SECONDS_BEFORE_RETRY = 1.0
+_TIMEOUT = httpx.Timeout(30.0)
+
+
+def download(url: str) -> Path:
+    """The file behind `url`, complete.
+
+    Raises:
+        DownloadError: no network, the server refuses, or the file did not arrive whole after several attempts.
+        WorkspaceError: .refit/downloads cannot be written.
+    """
+    name = Path(urlsplit(url).path).name or "download"
+    folder = DOWNLOADS / hashlib.sha256(url.encode()).hexdigest()[:16]
+    target = folder / name
+    if target.is_file():
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkspaceError(f"cannot make the folder {folder}: {error.strerror}; move away what is there") from None
+    partial = folder / f".{name}.partial"
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            _append(url, partial)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            reason = _reason(error)
+            if attempt == _ATTEMPTS or not _may_pass(error):
+                raise DownloadError(
+                    f"cannot download {without_credentials(url)}: {reason}; {_size(partial):,} bytes have arrived and "
+                    "are kept. Run again to go on, or fetch the file by other means and point `checkpoint.uri` at it "
+                    "with file:"
+                ) from None
+            say(f"download interrupted ({reason}); trying again")
+            time.sleep(_SECONDS_BEFORE_RETRY * 2 ** (attempt - 1))
+        else:
+            partial.replace(target)
+            return target
+    raise AssertionError("unreachable")
+
+
+def _append(url: str, partial: Path) -> None:
+    state_file = partial.with_suffix(".json")
+    state = _read_state(state_file)
+    have = _size(partial) if state.get("validator") else 0
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": state["validator"]}
+    with httpx.stream("GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as response:
+        if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            partial.unlink(missing_ok=True)
+            raise httpx.RemoteProtocolError("the server has another file now; starting over")
+        response.raise_for_status()
+        resumes = response.status_code == httpx.codes.PARTIAL_CONTENT
+        if resumes and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise httpx.RemoteProtocolError("the server sent another part of the file than was asked for")
+        etag = response.headers.get("ETag", "")
+        validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+        publish_json(state_file, {"validator": validator})
+        expected = response.headers.get("Content-Length")
+        received = _write(response, partial, "ab" if resumes else "wb")
+    if expected is not None and received != int(expected):
+        raise httpx.RemoteProtocolError(f"only {received:,} of {int(expected):,} bytes arrived")
+    state_file.unlink(missing_ok=True)
+
+
+def _write(response: httpx.Response, partial: Path, mode: str) -> int:
+    received, last = 0, time.monotonic()
+    with partial.open(mode) as file:
+        for block in response.iter_raw():
+            file.write(block)
+            received += len(block)
+            if time.monotonic() - last > 10:
+                last = time.monotonic()
+                say(f"download: {file.tell():,} bytes")
+        file.flush()
+        os.fsync(file.fileno())
+    return received
+
+
+def _read_state(state_file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(state_file.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500 or error.response.status_code == httpx.codes.TOO_MANY_REQUESTS
+    return isinstance(error, httpx.HTTPError)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"the server answered {error.response.status_code} {error.response.reason_phrase}".strip()
+    return str(error) or type(error).__name__

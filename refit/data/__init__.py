@@ -1,0 +1,1 @@
+"""Where examples come from, and what is different between two sets of them. No torch."""

@@ -1,0 +1,269 @@
+"""Data sources: from what the user has (folder, table, archive) to a list of (file, label, split).
+
+    examples = list_examples(Path("data/photos"), unpack_to=Path("data/unpacked"))
+
+Layouts, in the order in which they are recognised:
+
+    photos/labels.csv (or labels.parquet)     a table with path, label and optionally split, beside its images
+    photos/{train,val,test}/<class>/*         splits given by folders; a missing one is made from train
+    photos/<class>/*                          a folder per class
+    labels.csv, labels.parquet                a table alone; paths count from its folder
+    photos.zip, photos.tar[.gz|.bz2|.xz]      any of the folders above
+
+A single file that cannot be used (a stray one, a link out of the source) is an example with an `error`.
+"""
+
+import lzma
+import os
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NoReturn
+
+from ..errors import DataError
+from ..params import SPLITS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_TABLE_SUFFIXES = (".csv", ".parquet")
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+_JUNK = {"thumbs.db", "desktop.ini", "__macosx"}  # what file managers leave behind
+_MAX_UNPACKED_BYTES = 1 << 40
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+)
+_IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled file. `split` is what the source says, if it does; `error` is why it cannot be used."""
+
+    path: Path
+    label: str
+    split: str | None = None
+    error: str | None = None
+
+
+def list_examples(source: Path, unpack_to: Path) -> list[Example]:
+    """All examples of a source, sorted by path.
+
+    Raises:
+        DataError: the source is missing, empty, of an unknown kind, damaged, or may not be read.
+    """
+    try:
+        examples = _examples(source, unpack_to)
+    except PermissionError as error:
+        _refuse(error)
+    if not examples:
+        raise DataError(f"the data source {source} holds no examples; expected a folder of files for each class")
+    return sorted(examples, key=lambda example: example.path.as_posix())
+
+
+def _examples(source: Path, unpack_to: Path) -> list[Example]:
+    if not source.exists():
+        raise DataError(
+            f"the data source {source} does not exist; set `data.source` in params.yaml, "
+            f"or bring it here with `dvc pull` or `dvc update`"
+        )
+    if source.is_dir():
+        return _from_folder(source)
+    if source.name.lower().endswith(_TABLE_SUFFIXES):
+        return _from_table(source)
+    if source.name.lower().endswith(_ARCHIVE_SUFFIXES):
+        _unpack(source, unpack_to)
+        return _from_folder(_single_folder_inside(unpack_to))
+    raise DataError(
+        f"the data source {source} is neither a folder nor a table ({', '.join(_TABLE_SUFFIXES)}) "
+        f"nor an archive ({', '.join(_ARCHIVE_SUFFIXES)})"
+    )
+
+
+def _from_folder(folder: Path) -> list[Example]:
+    for name in ("labels.csv", "labels.parquet"):
+        if (folder / name).is_file():
+            return _from_table(folder / name)
+    children = _children(folder)
+    folders = [child for child in children if child.is_dir()]
+    splits = [child for child in folders if child.name.lower() in _SPLIT_FOLDERS]
+    if not splits or len(splits) < len(folders):
+        _refuse_half_split(folder, folders)
+        return list(_from_class_folders(folder, None, root=folder))
+    strays = [_row(child, "", None, "not inside a split folder") for child in children if child not in folders]
+    return strays + [
+        example
+        for child in splits
+        for example in _from_class_folders(child, _SPLIT_FOLDERS[child.name.lower()], root=folder)
+    ]
+
+
+def _refuse_half_split(folder: Path, folders: list[Path]) -> None:
+    """A `train` folder of folders is a split, and what lies beside it would silently become classes.
+
+    A `train` folder of files is a class like any other, beside cars and buses.
+    """
+    train = next((child for child in folders if child.name.lower() == "train"), None)
+    if train is None or not any(child.is_dir() for child in _children(train)):
+        return
+    others = [_printable(child.name) for child in folders if child.name.lower() not in _SPLIT_FOLDERS]
+    raise DataError(
+        f"{folder} has the split folder {train.name} and, beside it, {', '.join(others[:5])}"
+        f"{f' and {len(others) - 5} more' if len(others) > 5 else ''}; expected either split folders only "
+        f"({', '.join(_SPLIT_FOLDERS)}), each with class folders inside, or class folders only"
+    )
+
+
+def _from_class_folders(folder: Path, split: str | None, root: Path) -> Iterator[Example]:
+    for path in _files_below(folder):
+        parts = path.relative_to(folder).parts
+        yield _row(path, parts[0] if len(parts) > 1 else "", split, _why_not(path, len(parts), root))
+
+
+def _why_not(path: Path, depth: int, root: Path) -> str | None:
+    if path.is_dir():
+        return "a linked folder, which is not followed; put the folder itself here"
+    if depth == 1:
+        return "not inside a class folder"
+    return "a link that leaves the data source" if _leads_away(path, root) else None
+
+
+def _row(path: Path, label: str, split: str | None, error: str | None) -> Example:
+    """An example whose texts can be printed and stored, whatever bytes the file system has for its name."""
+    printable = Path(_printable(str(path)))
+    if printable != path:
+        error = "the file's name is not UTF-8; rename it"
+    return Example(printable, _printable(label), split, error)
+
+
+def _printable(text: str) -> str:
+    return os.fsencode(text).decode("utf-8", "replace")
+
+
+def _leads_away(path: Path, root: Path) -> bool:
+    """Whether a file is a link to somewhere else than the source or a DVC cache.
+
+    With `cache.type symlink` every file that DVC checks out is a link to <cache>/files/md5/ab/<30 more digits>,
+    wherever the cache is (`dvc cache dir`, a disk shared by a team). Only content that DVC has stored bears the
+    MD5 of its bytes as its path, so no other file, secret or not, can be reached by such a link.
+    """
+    try:
+        target = path.resolve()
+        if target.is_relative_to(root.resolve()):
+            return False
+        return not (path.is_symlink() and _IN_DVC_CACHE.search(target.as_posix()) and target.is_file())
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or no path at all
+        return True
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files, and the linked folders, which os.walk lists among the folders and does not enter."""
+    for parent, folders, files in os.walk(folder, onerror=_refuse):
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        folders[:] = sorted(name for name in folders if not _is_junk(name))
+        yield from (Path(parent) / name for name in sorted([*files, *links]) if not _is_junk(name))
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not _is_junk(entry.name))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise DataError(f"{_printable(str(error.filename))} in the data source cannot be read: {error.strerror}") from None
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def _from_table(table: Path) -> list[Example]:
+    frame = _read_table(table)
+    missing = {"path", "label"} - set(frame.columns)
+    if missing:
+        raise DataError(
+            f"{table} has no column {' and no column '.join(sorted(missing))}; it has: "
+            f"{', '.join(map(str, frame.columns))}; expected path, label and optionally split"
+        )
+    splits = frame["split"] if "split" in frame.columns else [None] * len(frame)
+    return [
+        _table_row(table, str(path), label, split, row)
+        for row, (path, label, split) in enumerate(zip(frame["path"], frame["label"], splits, strict=True), start=1)
+    ]
+
+
+def _read_table(table: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    try:
+        if table.suffix.lower() == ".csv":
+            return pd.read_csv(table, dtype=str, keep_default_na=False)
+        return pd.read_parquet(table)
+    except (ValueError, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{table} cannot be read as a table: {' '.join(str(error).split())}") from None
+
+
+def _table_row(table: Path, path: str, label: object, split: object, row: int) -> Example:
+    location = PurePosixPath(path)
+    target = table.parent / path
+    text = "" if label is None or label != label else str(label)
+    climbs = os.path.normpath(path).split("/")[0] == ".."
+    if not path or location.is_absolute() or climbs or _leads_away(target, table.parent):
+        return Example(table, text, error=f"row {row}: path {path!r} is empty or leaves the table's folder")
+    if not text:
+        return Example(target, "", error=f"row {row}: no label")
+    if split is None or split != split or split == "":
+        return Example(target, text)
+    known = _SPLIT_FOLDERS.get(str(split).lower())
+    if known is None:
+        return Example(target, text, error=f"row {row}: split {split!r} is not one of {', '.join(SPLITS)}")
+    return Example(target, text, split=known)
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        if archive.suffix.lower() == ".zip":
+            with zipfile.ZipFile(archive) as packed:
+                _refuse_if_too_large(archive, sum(entry.file_size for entry in packed.infolist()))
+                for entry in packed.infolist():
+                    if not entry.is_dir() and not _leaves(entry.filename):
+                        packed.extract(entry, target)
+        else:
+            with tarfile.open(archive) as packed_tar:
+                members = [member for member in packed_tar if member.isfile() and not _leaves(member.name)]
+                _refuse_if_too_large(archive, sum(member.size for member in members))
+                packed_tar.extractall(target, members=members, filter="data")
+    except OSError as error:  # a full disk, or a name that is a file and a folder at once
+        raise DataError(f"the archive {archive} cannot be unpacked: {error}") from None
+    except _DAMAGED as error:
+        raise DataError(f"the archive {archive} is damaged or locked: {error}") from None
+
+
+def _leaves(name: str) -> bool:
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts
+
+
+def _refuse_if_too_large(archive: Path, num_bytes: int) -> None:
+    if num_bytes > _MAX_UNPACKED_BYTES:
+        raise DataError(f"the archive {archive} would unpack to {num_bytes:,} bytes; unpack it yourself if it is sane")
+
+
+def _single_folder_inside(folder: Path) -> Path:
+    """Archives often wrap all in one folder; step into it, unless it is itself a class or a split."""
+    children = [entry for entry in folder.iterdir() if not _is_junk(entry.name)]
+    if len(children) == 1 and children[0].is_dir() and any(entry.is_dir() for entry in children[0].iterdir()):
+        return children[0]
+    return folder

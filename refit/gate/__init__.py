@@ -1,0 +1,1 @@
+"""Whether a candidate may be promoted: judgement, evidence and the record of decisions. Pure."""

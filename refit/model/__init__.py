@@ -1,0 +1,1 @@
+"""A trained model as it is used, and as MLflow loads it: what travels with a registered version."""

@@ -1,0 +1,186 @@
+"""The reviewers' half of the registry: released versions, the aliases `champion` and `previous`, decisions.
+
+A release is no pointer to the candidate: its bytes are uploaded again, under the reviewer's account, into an
+experiment that only reviewers write. So nobody who may overwrite the candidate's files can change what is served.
+"""
+
+import datetime
+import getpass
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import EvidenceError
+from ..gate import evidence, history
+from ..gate.history import Move
+from ..params import Register
+from .experiments import experiment_id
+from .records import CONTENT_TAG, Version
+from .tracking import (
+    EVIDENCE_TAG,
+    as_version,
+    connected,
+    create_model,
+    download,
+    stored_files,
+    tracking_uri,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CANDIDATE_TAG = "refit.candidate"
+_KEPT_TAGS = ("refit.weights_sha256", "refit.weights_bytes", "refit.git_commit", "refit.dvc_lock_sha256")
+
+
+def experiment_name(settings: Register) -> str:
+    """The experiment that holds the released files."""
+    return f"{settings.model_name}-releases"
+
+
+def actor(settings: Register) -> str:
+    """Who decides: the account on the server, which has checked its password; else the user of this machine."""
+    name = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if name and tracking_uri(settings).startswith("http"):
+        return name
+    return f"{getpass.getuser()} (not verified)"
+
+
+def fetch_candidate(settings: Register, candidate: Version, bundle: Mapping[str, object], folder: Path) -> Path:
+    """The candidate's files, verified against its evidence, with the evidence beside them in `refit/`.
+
+    Raises:
+        EvidenceError: a file is not the one that the evidence names.
+    """
+    digest = candidate.tags[EVIDENCE_TAG]
+    with connected(settings):
+        model = download(candidate.source, folder / "model")
+        evidence.strip(model)  # nothing that is not in the evidence goes into a release
+        evidence.require_same_files(evidence.digests(model), _files(bundle, "model_files"), candidate.uri)
+        beside = model / "refit"
+        beside.mkdir()
+        for name in _files(bundle, "files"):
+            place = "reports" if name == "comparison.html" else "evidence"
+            download(f"runs:/{candidate.run_id}/{place}/{name}", beside)
+        evidence.require_same_files(evidence.digests(beside), _files(bundle, "files"), f"the run of {candidate.uri}")
+        file = download(f"runs:/{candidate.run_id}/evidence/{digest}.json", beside)
+        file.rename(beside / "evidence.json")
+    return model
+
+
+def _files(bundle: Mapping[str, object], key: str) -> dict[str, str]:
+    found = bundle[key]
+    assert isinstance(found, dict)
+    return found
+
+
+def publish(settings: Register, candidate: Version, model: Path) -> Version:
+    """Upload a verified model as a version of the reviewers' model; the same evidence gives the same version.
+
+    Raises:
+        EvidenceError: what came back from the server is not what was sent.
+    """
+    sent = evidence.digests(model)
+    with connected(settings) as client:
+        found = _released(client, settings, candidate)
+        if found is None:
+            create_model(client, settings.model_name)
+            uri = _upload(client, settings, candidate, model)
+            evidence.require_same_files(stored_files(uri), sent, uri)
+            found = _create_version(client, settings, candidate, uri)
+        else:
+            evidence.require_same_files(stored_files(found.source), sent, f"{settings.model_name} {found.version}")
+        return as_version(client.get_model_version(settings.model_name, found.version))
+
+
+def _released(client: "MlflowClient", settings: Register, candidate: Version) -> "ModelVersion | None":
+    asked = f"name='{settings.model_name}' and tags.`{CONTENT_TAG}`='{candidate.tags[CONTENT_TAG]}'"
+    found = [
+        version
+        for version in client.search_model_versions(asked)
+        if version.status == "READY" and version.tags.get(EVIDENCE_TAG) == candidate.tags[EVIDENCE_TAG]
+    ]
+    return min(found, key=lambda version: int(version.version), default=None)
+
+
+def _upload(client: "MlflowClient", settings: Register, candidate: Version, model: Path) -> str:
+    logged = client.create_logged_model(
+        experiment_id(client, experiment_name(settings)),
+        name=f"{settings.model_name}-release",
+        tags={CANDIDATE_TAG: candidate.uri, EVIDENCE_TAG: candidate.tags[EVIDENCE_TAG]},
+    )
+    client.log_model_artifacts(logged.model_id, str(model))
+    client.finalize_logged_model(logged.model_id, "READY")
+    return f"models:/{logged.model_id}"
+
+
+def _create_version(client: "MlflowClient", settings: Register, candidate: Version, uri: str) -> "ModelVersion":
+    described = client.get_model_version(candidate.model_name, candidate.version).description
+    return client.create_model_version(
+        settings.model_name,
+        source=uri,
+        model_id=uri.removeprefix("models:/"),
+        run_id=candidate.run_id,
+        tags={
+            CONTENT_TAG: candidate.tags[CONTENT_TAG],
+            EVIDENCE_TAG: candidate.tags[EVIDENCE_TAG],
+            CANDIDATE_TAG: candidate.uri,
+            **{name: candidate.tags[name] for name in _KEPT_TAGS},
+        },
+        description=described,
+    )
+
+
+# Aliases
+
+
+def set_alias(settings: Register, alias: str, number: str) -> None:
+    """Point an alias of the reviewers' model at a version."""
+    with connected(settings) as client:
+        client.set_registered_model_alias(settings.model_name, alias, number)
+
+
+def released_version(settings: Register, number: str) -> Version:
+    """One released version.
+
+    Raises:
+        TrackingError: there is none of that number.
+        EvidenceError: it was not made by Refit, so nothing is known about it.
+    """
+    with connected(settings) as client:
+        found = as_version(client.get_model_version(settings.model_name, number))
+    if EVIDENCE_TAG not in found.tags:
+        raise EvidenceError(f"{found.uri} has no evidence; it was not promoted by Refit")
+    return found
+
+
+# Decisions
+
+
+def moves(settings: Register) -> list[Move]:
+    """All decisions, oldest first; none where the reviewers' model does not exist yet."""
+    from mlflow.exceptions import MlflowException
+
+    with connected(settings) as client:
+        try:
+            return history.from_tags(client.get_registered_model(settings.model_name).tags)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return []
+            raise
+
+
+def write_move(settings: Register, move: Move) -> None:
+    """Write a decision, or its new state."""
+    with connected(settings) as client:
+        create_model(client, settings.model_name)
+        client.set_registered_model_tag(settings.model_name, *history.as_tag(move))
+
+
+def new_id() -> tuple[str, str]:
+    """(id, time) of a decision."""
+    now = datetime.datetime.now(datetime.UTC)
+    return f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}", now.isoformat()

@@ -1,0 +1,397 @@
+"""MLflow as Refit uses it: runs, models, versions, aliases.
+Only this room and refit/model/serving.py import mlflow.
+
+Every call may be repeated: what exists already is found by its content digest and taken up where it was left.
+Every failure becomes a TrackingError that says where and why; TrackingUnavailableError where trying again may help.
+"""
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from ..errors import TrackingError, TrackingUnavailableError
+from ..gate import evidence
+from ..params import Register, without_credentials
+from .dataset import as_dataset
+from .experiments import experiment_id
+from .records import CONTENT_TAG, Record, Version
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+EVIDENCE_TAG = "refit.evidence"
+COMPARISON_TAG = "refit.comparison"
+FLOW_RUN_TAG = "prefect.flow_run_id"
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+
+_COMMIT_TAGS = ("refit.git_commit", "refit.git_dirty", "refit.dvc_lock_sha256")
+_MODEL_TAG = "refit.model_uri"
+_MODEL_PACKAGES = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "pydantic", "safetensors")
+_SETTINGS = {
+    # The defaults keep a caller waiting for four minutes when the server is down.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for results
+}
+
+
+def tracking_uri(settings: Register) -> str:
+    """Where MLflow is: MLFLOW_TRACKING_URI from the environment, else params.yaml."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri
+    relative = uri.removeprefix("sqlite:///")
+    # MLflow keeps one connection per address, wherever the current folder was when it was made.
+    return uri if relative == uri or relative.startswith("/") else f"sqlite:///{Path(relative).absolute()}"
+
+
+def environment(settings: Register) -> dict[str, str]:
+    """What a process needs to reach the same MLflow in the same way."""
+    return {**_SETTINGS, "MLFLOW_TRACKING_URI": tracking_uri(settings)}
+
+
+def candidates(settings: Register) -> str:
+    """The registered model that the pipeline writes. `model_name` itself belongs to the reviewers."""
+    return f"{settings.model_name}-candidates"
+
+
+def model_of_alias(settings: Register, alias: str) -> str:
+    """Which of the two registered models carries an alias."""
+    return candidates(settings) if alias == CANDIDATE else settings.model_name
+
+
+def register(
+    record: Record, settings: Register, prove: Callable[[str, Mapping[str, str]], bytes]
+) -> tuple[Version, bool]:
+    """Log a run and register its model as a candidate; give the version and whether it is new.
+
+    The same content gives the same version. A registration that was interrupted is completed, and one whose
+    comparison is with another champion than the present gets new evidence.
+
+    Args:
+        record: what to log.
+        settings: where.
+        prove: called with the address of the logged model and the SHA-256 of each file that came back from MLflow;
+            gives the evidence. Without it there is no version.
+    """
+    name = candidates(settings)
+    with connected(settings) as client:
+        found = _find_version(client, name, record.content_digest)
+        is_new = found is None
+        if found is None:
+            run_id, model_uri = _log_run(client, record, settings)
+            digest = _log_evidence(client, run_id, prove(model_uri, stored_files(model_uri)))
+            found = _create_version(client, record, name, run_id, model_uri, digest)
+        elif found.tags.get(COMPARISON_TAG) != record.comparison_digest or _is_cleaner(record, found):
+            _renew_evidence(client, record, found, prove)
+        aliased = _alias(client, name, CANDIDATE)
+        if aliased is None or aliased.version != found.version:
+            client.set_registered_model_alias(name, CANDIDATE, found.version)
+        return as_version(client.get_model_version(name, found.version)), is_new
+
+
+def version_with_alias(settings: Register, alias: str) -> Version | None:
+    """The version that an alias points at; None only if the registry answers that there is none."""
+    with connected(settings) as client:
+        found = _alias(client, model_of_alias(settings, alias), alias)
+        return None if found is None else as_version(found)
+
+
+def version(settings: Register, name: str, number: str) -> Version:
+    """One version by its number.
+
+    Raises:
+        TrackingError: there is none.
+    """
+    with connected(settings) as client:
+        return as_version(client.get_model_version(name, number))
+
+
+def stored_files(uri: str) -> dict[str, str]:
+    """SHA-256 by path of each file of a model, as MLflow gives them back. (Inside `connected`.)"""
+    with tempfile.TemporaryDirectory(prefix="refit-model-") as folder:
+        return evidence.digests(download(uri, Path(folder)))
+
+
+def download(uri: str, folder: Path) -> Path:
+    """A model's or a run's files, or one of them, into `folder`; gives where they lie. (Inside `connected`.)"""
+    import mlflow
+
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+
+
+def read_file(settings: Register, uri: str) -> bytes:
+    """One file of a run (`runs:/…/path`) or of a model (`models:/…/path`)."""
+    with connected(settings), tempfile.TemporaryDirectory(prefix="refit-file-") as folder:
+        return download(uri, Path(folder)).read_bytes()
+
+
+def version_with_tag(settings: Register, tag: str, value: str) -> Version | None:
+    """The first candidate that carries a tag with this value."""
+    with connected(settings) as client:
+        found = client.search_model_versions(f"name='{candidates(settings)}' and tags.`{tag}`='{value}'")
+        ready = [version for version in found if version.status == "READY"]
+        return as_version(min(ready, key=lambda version: int(version.version))) if ready else None
+
+
+def end_runs(settings: Register, is_over: Callable[[str], bool]) -> list[str]:
+    """Mark as KILLED the runs that still say RUNNING although the flow run that made them is over; give their names."""
+    with connected(settings) as client:
+        experiment = client.get_experiment_by_name(settings.experiment)
+        if experiment is None:
+            return []
+        running = client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
+        dead = [run for run in running if FLOW_RUN_TAG in run.data.tags and is_over(run.data.tags[FLOW_RUN_TAG])]
+        for run in dead:
+            client.set_terminated(run.info.run_id, "KILLED")
+        return [run.info.run_name for run in dead]
+
+
+def run_metrics(settings: Register, run_id: str) -> dict[str, float]:
+    """The last value of each metric of a run."""
+    with connected(settings) as client:
+        return dict(client.get_run(run_id).data.metrics)
+
+
+def links(settings: Register, version: Version) -> dict[str, str]:
+    """Addresses of the run and the version in MLflow's pages; empty where there is no server."""
+    address = without_credentials(tracking_uri(settings)).rstrip("/")
+    if not address.startswith("http"):
+        return {}
+    with connected(settings) as client:
+        experiment_id = client.get_run(version.run_id).info.experiment_id
+    return {
+        "run": f"{address}/#/experiments/{experiment_id}/runs/{version.run_id}",
+        "version": f"{address}/#/models/{version.model_name}/versions/{version.version}",
+    }
+
+
+def load_model(uri: str, settings: Register) -> Callable[[Any], Any]:
+    """The `predict` of a model in the registry; takes {"image": [...]} and gives a table."""
+    import mlflow
+
+    with connected(settings):
+        return mlflow.pyfunc.load_model(uri).predict
+
+
+@contextmanager
+def connected(settings: Register) -> Iterator["MlflowClient"]:
+    """A client whose failures are TrackingErrors."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", module=r"mlflow\..*")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    uri = tracking_uri(settings)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        mlflow.set_tracking_uri(uri)
+        yield mlflow.MlflowClient()
+    except (MlflowException, OSError, SQLAlchemyError) as error:  # OSError: requests' errors, and a disk's
+        raise _translated(error, uri) from None  # not chained: its message may hold the password of the address
+
+
+def _translated(error: Exception, uri: str) -> TrackingError:
+    from mlflow.exceptions import MlflowException
+
+    address, reason = without_credentials(uri), _without_password(_reason(error), uri)
+    if isinstance(error, MlflowException):
+        is_refusal = error.get_http_status_code() < 500 and error.error_code != "REQUEST_LIMIT_EXCEEDED"
+    else:  # files travel past MLflow's own error handling
+        response = getattr(error, "response", None)
+        is_refusal = isinstance(error, FileNotFoundError) or (response is not None and response.status_code < 500)
+    if is_refusal:
+        return TrackingError(f"MLflow at {address} refused: {reason}")
+    return TrackingUnavailableError(
+        f"MLflow at {address} failed: {reason}. Nothing that was trained is lost: it is in models/, and "
+        "`refit register` completes the registration once the server answers"
+    )
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "Max retries exceeded" in text:
+        return f"no connection ({text.rsplit('Caused by ', 1)[-1].strip('()')})"
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def _without_password(text: str, uri: str) -> str:
+    parts = urlsplit(uri)
+    secrets = {part for raw in (parts.password, parts.query) if raw for part in (raw, unquote(raw))}
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "…")
+    return text
+
+
+def _find_version(client: "MlflowClient", name: str, content_digest: str) -> "ModelVersion | None":
+    found = client.search_model_versions(f"name='{name}' and tags.`{CONTENT_TAG}`='{content_digest}'")
+    ready = [version for version in found if version.status == "READY"]
+    return min(ready, key=lambda version: int(version.version), default=None)
+
+
+def _is_cleaner(record: Record, found: "ModelVersion") -> bool:
+    """The same content, now from a clean commit: name that one, for the first may have been made before any commit."""
+    is_clean = record.tags.get("refit.git_dirty") == "false"
+    return is_clean and any(found.tags.get(tag) != record.tags[tag] for tag in _COMMIT_TAGS)
+
+
+def _alias(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | None":
+    """Asked for directly: search results do not carry aliases."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        # The registry says RESOURCE_DOES_NOT_EXIST for a missing model, INVALID_PARAMETER_VALUE for a missing
+        # alias of an existing one; anything else (no connection, no rights) must not pass for "there is none".
+        missing_alias = error.error_code == "INVALID_PARAMETER_VALUE" and "alias" in str(error).lower()
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or missing_alias:
+            return None
+        raise
+
+
+def _log_run(client: "MlflowClient", record: Record, settings: Register) -> tuple[str, str]:
+    """Create the run, or go on with the one that an earlier attempt began; give its id and the model's address."""
+    import mlflow
+
+    experiment = experiment_id(client, settings.experiment)
+    mlflow.set_experiment(experiment_id=experiment)
+    begun = client.search_runs([experiment], f"tags.`{CONTENT_TAG}` = '{record.content_digest}'")
+    run_id = begun[0].info.run_id if begun else None
+    names = {} if run_id else {"run_name": record.name}
+    with mlflow.start_run(run_id=run_id, description=record.description, **names):
+        run = mlflow.active_run()
+        mlflow.set_tags({CONTENT_TAG: record.content_digest, **record.tags})
+        mlflow.log_params(dict(record.params))
+        mlflow.log_input(as_dataset(record.dataset), context="training")
+        _log_metrics(client, run.info.run_id, run.info.start_time, record)
+        for folder, files in record.files.items():
+            for file in files:
+                mlflow.log_artifact(str(file), folder or None)
+        for path, text in record.texts.items():
+            mlflow.log_text(text, path)
+        model_uri = run.data.tags.get(_MODEL_TAG)
+        if model_uri is None:
+            model_uri = _log_model(record)
+            mlflow.set_tag(_MODEL_TAG, model_uri)
+        return str(run.info.run_id), str(model_uri)
+
+
+def _log_evidence(client: "MlflowClient", run_id: str, bundle: bytes) -> str:
+    """Log the bundle under the name of its digest; give the digest."""
+    digest = evidence.digest_of(bundle)
+    client.log_text(run_id, bundle.decode(), f"evidence/{digest}.json")
+    return digest
+
+
+def _renew_evidence(
+    client: "MlflowClient", record: Record, found: "ModelVersion", prove: Callable[[str, Mapping[str, str]], bytes]
+) -> None:
+    """The same content against another champion, or now from a clean commit: new files beside the old ones, then the
+    tags that name them."""
+    for folder, files in record.files.items():
+        for file in files:
+            client.log_artifact(found.run_id, str(file), folder or None)
+    model_uri = client.get_run(found.run_id).data.tags[_MODEL_TAG]
+    digest = _log_evidence(client, found.run_id, prove(model_uri, stored_files(model_uri)))
+    client.update_model_version(found.name, found.version, record.description)
+    commit = {tag: record.tags[tag] for tag in _COMMIT_TAGS} if _is_cleaner(record, found) else {}
+    for name, value in commit.items():
+        client.set_tag(found.run_id, name, value)
+    # The commit last: what breaks off before it is seen by `_is_cleaner`, and done again.
+    tags = {**record.verdict, EVIDENCE_TAG: digest, COMPARISON_TAG: record.comparison_digest, **commit}
+    for name, value in tags.items():
+        client.set_model_version_tag(found.name, found.version, name, value)
+
+
+def _log_metrics(client: "MlflowClient", run_id: str, start_time: int, record: Record) -> None:
+    """In batches, and stamped with the run's start: logging the same again changes nothing."""
+    from mlflow.entities import Metric
+
+    values = [
+        Metric(name, float(value), start_time, int(row["epoch"]))
+        for row in record.history
+        for name, value in row.items()
+        if name != "epoch"
+    ]
+    values += [Metric(name, value, start_time, 0) for name, value in record.metrics.items()]
+    for start in range(0, len(values), 1000):
+        client.log_batch(run_id, metrics=values[start : start + 1000])
+
+
+def _log_model(record: Record) -> str:
+    import mlflow
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
+
+    outputs = [
+        ColSpec(DataType.string, "label"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(Map(DataType.double), "probabilities"),
+    ]
+    package = Path(__file__).parents[1]
+    info = mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(package / "model" / "serving.py"),
+        code_paths=[str(package)],
+        artifacts={"weights": str(record.weights), "card": str(record.card)},
+        signature=ModelSignature(Schema([ColSpec(AnyType(), "image")]), Schema(outputs)),
+        input_example=pd.DataFrame({"image": [record.example_image]}),
+        pip_requirements=[f"{name}=={installed_version(name).split('+')[0]}" for name in _MODEL_PACKAGES],
+    )
+    return str(info.model_uri)
+
+
+def _create_version(
+    client: "MlflowClient", record: Record, name: str, run_id: str, model_uri: str, digest: str
+) -> "ModelVersion":
+    create_model(client, name)
+    return client.create_model_version(
+        name,
+        source=model_uri,
+        model_id=model_uri.removeprefix("models:/"),  # a server refuses the source without it
+        run_id=run_id,
+        tags={
+            CONTENT_TAG: record.content_digest,
+            EVIDENCE_TAG: digest,
+            COMPARISON_TAG: record.comparison_digest,
+            **record.verdict,
+            **record.tags,
+        },
+        description=record.description,
+    )
+
+
+def create_model(client: "MlflowClient", name: str) -> None:
+    """A registered model, unless there is one."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_ALREADY_EXISTS":
+            return
+        # A server with accounts answers an account that may write the model, but did not make it, with a refusal.
+        if error.error_code != "PERMISSION_DENIED":
+            raise
+        client.get_registered_model(name)
+
+
+def as_version(found: "ModelVersion") -> Version:
+    """What Refit wants to know of MLflow's own object."""
+    return Version(
+        found.name, str(found.version), found.run_id or "", dict(found.tags), tuple(found.aliases), found.source or ""
+    )

@@ -1,0 +1,1 @@
+"""How good predictions are: pure numbers, no torch, no files."""
