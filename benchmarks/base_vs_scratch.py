@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import json
 import statistics
 import sys
 import time
@@ -28,14 +27,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from refit import paths
+from refit import modality, paths
+from refit.checkpoint.card import BaseCard
 from refit.errors import CheckpointError, DataError, run_stage
 from refit.files import publish_json, sha256_of_file
 from refit.modality.image import networks as image
+from refit.model.classifier import predict_logits
 from refit.params import Finetune, load_params
+from refit.records import as_plain, read_record
 from refit.scoring import metrics
-from refit.training.determinism import be_deterministic, environment, example_keys, uniforms
-from refit.training.loop import Examples, Fitted, fit, predict_logits
+from refit.training.determinism import be_deterministic, environment, uniforms
+from refit.training.examples import Examples, read_split
+from refit.training.loop import Feed, Fitted, feed_of, fit
 
 IMAGES_PER_CLASS = 10
 SEEDS = range(5)
@@ -52,7 +55,7 @@ class Problem:
     val: Examples
     test: Examples
     num_classes: int
-    preprocessing: dict[str, Any]
+    feed: Feed
     base_weights: dict[str, Tensor]
     base_uri: str
     settings: Finetune  # less epochs and learning rate
@@ -105,7 +108,9 @@ def main() -> None:
         arms = [choose(problem, runs, epochs, start) for epochs in BUDGETS for start in LEARNING_RATES]
     print(f"{arms_table(arms)}\n\n{differences_table(arms)}")
     if target is not None:
-        publish_json(target, raw_numbers(runs, arms) | {"base": problem.base_uri, "environment": environment(device)})
+        publish_json(
+            target, raw_numbers(runs, arms) | {"base": problem.base_uri, "environment": as_plain(environment(device))}
+        )
 
 
 def read_problem() -> Problem:
@@ -117,32 +122,24 @@ def read_problem() -> Problem:
     for path in (paths.ACCEPTED, paths.BASE_CARD, paths.BASE_WEIGHTS):
         if not path.is_file():
             raise DataError(f"{path} is missing; run `dvc repro validate fetch` in the project's root folder first")
-    card = json.loads(paths.BASE_CARD.read_text())
-    if not card["num_tensors"] or sha256_of_file(paths.BASE_WEIGHTS) != card["sha256"]:
+    card = read_record(paths.BASE_CARD, BaseCard, CheckpointError)
+    if not card.num_tensors or sha256_of_file(paths.BASE_WEIGHTS) != card.sha256:
         raise CheckpointError(
             f"{paths.BASE_WEIGHTS} does not hold the pretrained weights of {paths.BASE_CARD}; "
             "set `checkpoint.uri` in params.yaml to file:base/glyphs.safetensors and run `dvc repro fetch`"
         )
     params = load_params()
-    preprocessing = image.preprocessing_for(card, image_size=None)
+    preprocessing = modality.weights(params.data.modality).preprocessing_for(
+        card.preprocessing, params.of_modality.finetune
+    )
+    feed = feed_of(params.data.modality, preprocessing, params.of_modality.finetune)
     accepted = pd.read_parquet(paths.ACCEPTED)
     classes = sorted(set(accepted["label"]))
     train, val, test = (
-        read_examples(accepted[accepted["split"] == split], classes, preprocessing)
-        for split in ("train", "val", "test")
+        read_split(accepted, split, classes, params.data.modality, preprocessing) for split in ("train", "val", "test")
     )
     settings = dataclasses.replace(params.finetune, trainable="all", batch_size=BATCH_SIZE, device="cpu", num_threads=1)
-    return Problem(train, val, test, len(classes), preprocessing, load_file(paths.BASE_WEIGHTS), card["uri"], settings)
-
-
-def read_examples(rows: pd.DataFrame, classes: list[str], preprocessing: dict[str, Any]) -> Examples:
-    """Decode the images of some rows of the accepted table."""
-    files = list(zip(rows["path"], rows["sha256"], strict=True))
-    return Examples(
-        inputs=image.read_examples(files, preprocessing, "read"),
-        labels=torch.tensor([classes.index(label) for label in rows["label"]]),
-        keys=example_keys(list(rows["sha256"])),
-    )
+    return Problem(train, val, test, len(classes), feed, load_file(paths.BASE_WEIGHTS), card.uri, settings)
 
 
 def draw_few(examples: Examples, per_class: int, seed: int) -> Examples:
@@ -173,7 +170,7 @@ def run_one(problem: Problem, setup: Setup) -> Run:
     few = draw_few(problem.train, IMAGES_PER_CLASS, setup.seed)
     settings = dataclasses.replace(problem.settings, epochs=setup.epochs, learning_rate=setup.learning_rate)
     began = time.perf_counter()
-    fitted = fit(network, head, few, problem.val, image, problem.preprocessing, settings, setup.seed)
+    fitted = fit(network, head, few, problem.val, problem.feed, settings, setup.seed)
     run = Run(setup, fitted, time.perf_counter() - began)
     print(f"{setup}: val accuracy {run.val_accuracy:.4f}, {run.seconds:.1f} s", file=sys.stderr, flush=True)
     return run
@@ -209,7 +206,7 @@ def accuracy_on_test(problem: Problem, run: Run) -> float:
     """Accuracy of a run's weights on the whole test split."""
     network, _ = build_network(problem, run.setup)
     network.load_state_dict(run.fitted.weights, strict=True)
-    logits = predict_logits(network, problem.test.inputs, image, problem.preprocessing, BATCH_SIZE)
+    logits = predict_logits(network, problem.test.inputs, problem.feed.network_input, BATCH_SIZE)
     return metrics.accuracy(metrics.score(metrics.softmax(logits), problem.test.labels.numpy()))
 
 

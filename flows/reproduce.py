@@ -24,6 +24,7 @@ from refit.errors import EvidenceError, WorkspaceError
 from refit.files import sha256_of_file, sha256_of_json
 from refit.gate import evidence
 from refit.params import load_params
+from refit.records import as_plain
 from refit.registry import versions
 from refit.registry.records import Version
 from refit.registry.tracking import read_file
@@ -81,7 +82,7 @@ def environment_differences(bundle: Mapping[str, Any]) -> dict[str, list[Any]]:
 
     settings = bundle["params"]["finetune"]
     device = be_deterministic(settings["num_threads"], "auto" if settings["device"] == "cuda" else settings["device"])
-    return params_changes(bundle["environment"], environment(device))
+    return params_changes(bundle["environment"], as_plain(environment(device)))
 
 
 def compared(bundle: Mapping[str, Any], clone: Path) -> dict[str, Any]:

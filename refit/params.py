@@ -10,8 +10,10 @@ params.yaml while it is being typed.
 
 import dataclasses
 import difflib
+import importlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,22 +23,23 @@ from pydantic_core import ErrorDetails
 
 from .errors import ParamsError
 from .files import publish_text, sha256_of_json
-from .modality.image.architectures import IMAGE_ARCHITECTURES
 from .paths import PARAMS, PARAMS_SCHEMA
 
 SPLITS = ("train", "val", "test")
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True)
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Data:
     """Where the labelled examples come from, and how they are split."""
 
-    modality: Annotated[Literal["image"], Field(description="What an example is.")]
+    modality: Annotated[
+        str, Field(pattern=r"^[a-z]\w*$", description="What an example is; the section of that name has its settings.")
+    ]
     source: Annotated[
         str,
         Field(
@@ -50,7 +53,7 @@ class Data:
     val_fraction: Annotated[Fraction, Field(description="Share of images kept for validation, unless the source says.")]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class MinImages:
     """The fewest accepted images that each class must have, per split."""
 
@@ -59,7 +62,7 @@ class MinImages:
     test: Count
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Validate:
     """What counts as good data."""
 
@@ -72,18 +75,12 @@ class Validate:
         Field(description="Labels given up on purpose; any other label of the source or the champion must be there."),
     ]
     min_images_per_class: MinImages
-    min_side: Annotated[Count, Field(description="Smallest allowed width and height, in pixels.")]
-    max_side: Annotated[Count, Field(description="Largest allowed width and height, in pixels.")]
-    modes: Annotated[
-        tuple[Literal["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"], ...],
-        Field(min_length=1, description="Allowed pixel formats, in Pillow's names."),
-    ]
     max_rejected_fraction: Annotated[
         float, Field(ge=0.0, le=1.0, description="More rejected images than this share stop the run.")
     ]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Checkpoint:
     """Which pretrained weights the fine-tuning starts from."""
 
@@ -103,29 +100,13 @@ class Checkpoint:
     ]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Augment:
-    """Random changes to training images. The change of an image depends on seed, epoch and image only."""
-
-    rotation: Annotated[float, Field(ge=0.0, le=180.0, description="Largest rotation either way, in degrees.")]
-    translation: Annotated[float, Field(ge=0.0, le=1.0, description="Largest shift, as a share of the image's side.")]
-    scale: Annotated[
-        float, Field(ge=1.0, le=4.0, description="Largest magnification; its inverse is the smallest. 1: none.")
-    ]
-    horizontal_flip: Annotated[bool, Field(description="Mirror half of the images.")]
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Finetune:
     """The model and how it is trained."""
 
-    model: Annotated[Literal[IMAGE_ARCHITECTURES], Field(description="The network, in torchvision's names.")]  # type: ignore[valid-type]
+    model: Annotated[str, Field(min_length=1, description="The network, in the names of its library.")]
     trainable: Annotated[Literal["all", "head"], Field(description="`head` leaves the pretrained backbone as it is.")]
     head_dropout: Annotated[Fraction, Field(description="Dropout before the new output layer.")]
-    image_size: Annotated[
-        int | None,
-        Field(ge=8, le=1024, description="Side of the square that the network sees. null: as it was pretrained."),
-    ]
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0, description="AdamW's peak rate, for the backbone.")]
@@ -135,14 +116,13 @@ class Finetune:
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0, description="Not applied to biases and norms.")]
     warmup_fraction: Annotated[Fraction, Field(description="Share of the steps with a rising rate, before the cosine.")]
     label_smoothing: Fraction
-    augment: Augment
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU if there is one.")]
     num_threads: Annotated[
         int, Field(ge=1, le=1024, description="CPU threads of torch. Part of what makes a result repeatable.")
     ]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Evaluate:
     """How the model is measured."""
 
@@ -152,7 +132,7 @@ class Evaluate:
     worst_errors: Annotated[int, Field(ge=0, le=200, description="How many mistakes the report shows as pictures.")]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Gate:
     """What a candidate must show against the champion."""
 
@@ -167,8 +147,7 @@ class Gate:
     min_class_recall: Annotated[Fraction, Field(description="Floor of the recall of each class and slice.")]
     max_class_drop: Annotated[Fraction, Field(description="How much recall a class or slice may lose.")]
     slices: Annotated[
-        tuple[Literal["mode", "format"], ...],
-        Field(description="Properties of the images by which they are also judged apart."),
+        tuple[str, ...], Field(description="Columns of the manifest by whose values the model is also judged apart.")
     ]
     max_calibration_error_increase: Annotated[Fraction, Field(description="Allowed rise of the calibration error.")]
     max_log_loss_increase: Annotated[float, Field(ge=0.0, description="Allowed rise of the log loss, in nats.")]
@@ -180,7 +159,7 @@ class Gate:
     ]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Register:
     """Where runs are tracked and versions are registered."""
 
@@ -191,7 +170,7 @@ class Register:
     ]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Flow:
     """How the scheduled flow works. Nothing in here can change a result."""
 
@@ -221,7 +200,7 @@ class Flow:
     training_attempts: Annotated[int, Field(ge=1, le=20, description="How many workers may be lost before giving up.")]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Params:
     """Everything in params.yaml: one section per stage, one for the flow, and the seed that all stages share."""
 
@@ -234,6 +213,9 @@ class Params:
     gate: Gate
     register: Register
     flow: Flow
+    of_modality: Any
+    """The section that has the name of `data.modality`. Its type is in that modality's settings.py: what it adds to
+    `validate` and `finetune`, which only the modality itself reads."""
 
 
 _ADAPTER = TypeAdapter(Params)
@@ -247,25 +229,62 @@ def load_params(path: Path = PARAMS) -> Params:
         ParamsError: listing every mistake: the key, what was found, what is allowed, the nearest known name.
     """
     raw = _read_yaml(path)
-    try:
-        params = _ADAPTER.validate_json(json.dumps(raw, default=str))
-    except ValidationError as error:
-        problems = [_describe(detail) for detail in error.errors(include_url=False)]
-    else:
+    modality = _modality_of(raw, path)
+    own = raw.pop(modality, None)
+    for other in modalities():
+        raw.pop(other, None)  # of another kind of example; not in use
+    problems: list[str] = []
+    params: Params = _checked(_ADAPTER, raw | {"of_modality": own}, problems)
+    of_modality = _checked(TypeAdapter(_settings_of(modality).SETTINGS), own, problems, modality)
+    if not problems:
+        params = dataclasses.replace(params, of_modality=of_modality)
         problems = _contradictions(params)
     if problems:
         raise ParamsError(f"{path}: " + "; ".join(problems))
     return params
 
 
+def modalities() -> tuple[str, ...]:
+    """The names that `data.modality` may have: the folders of refit/modality."""
+    return importlib.import_module(".modality", __package__).names()
+
+
+def _settings_of(modality: str) -> Any:
+    """What a modality says of its own settings. By name: the ground knows no kind of example."""
+    return importlib.import_module(".modality", __package__).settings(modality)
+
+
+def _modality_of(raw: Mapping[str, Any], path: Path) -> str:
+    section = raw.get("data")
+    found = section.get("modality") if isinstance(section, Mapping) else None
+    if found in modalities():
+        return str(found)
+    hint = _nearest(str(found), list(modalities()))
+    raise ParamsError(
+        f"{path}: `data.modality` is {found!r}, which is not known{hint}; allowed: {', '.join(modalities())}"
+    )
+
+
+def _checked(adapter: TypeAdapter[Any], raw: Any, problems: list[str], section: str | None = None) -> Any:
+    """The typed object; or None, with every problem added to `problems`."""
+    try:
+        return adapter.validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        problems += [_describe(detail, adapter, section) for detail in error.errors(include_url=False)]
+
+
 def as_dict(params: Any) -> dict[str, Any]:
-    """A params object, or a section of one, as plain values."""
-    return json.loads(json.dumps(dataclasses.asdict(params)))
+    """A params object, or a section of one, as plain values: the spelling of params.yaml."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(params)))
+    if isinstance(params, Params):
+        plain[params.data.modality] = plain.pop("of_modality")
+    return plain
 
 
 def training_digest(params: Params) -> str:
     """The SHA-256 of the parameters that a trained model depends on; its card holds it as `params_digest`."""
-    return sha256_of_json({"seed": params.seed, "finetune": as_dict(params.finetune)})
+    of_modality = as_dict(params.of_modality.finetune)
+    return sha256_of_json({"seed": params.seed, "finetune": as_dict(params.finetune), "of_modality": of_modality})
 
 
 def without_credentials(url: str) -> str:
@@ -292,6 +311,13 @@ def pure(params: Params) -> dict[str, Any]:
 def schema() -> str:
     """The JSON schema of params.yaml, as text."""
     document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_ADAPTER.json_schema()}
+    del document["properties"]["of_modality"]
+    document["required"].remove("of_modality")
+    for name in modalities():
+        settings = _settings_of(name)
+        section = TypeAdapter(settings.SETTINGS).json_schema(ref_template=f"#/properties/{name}/$defs/{{model}}")
+        document["properties"][name] = section
+        document["$defs"]["Finetune"]["properties"]["model"].setdefault("examples", []).extend(settings.ARCHITECTURES)
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -320,12 +346,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _describe(detail: ErrorDetails) -> str:
+def _describe(detail: ErrorDetails, adapter: TypeAdapter[Any], section: str | None) -> str:
     location = [part for part in detail["loc"] if part not in ("str", "int", "float", "tuple[str, ...]", "nullable")]
-    key = ".".join(str(part) for part in location)
+    key = ".".join(str(part) for part in (section, *location) if part is not None)
     match detail["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
-            known = _known_keys(location[:-1])
+            known = _known_keys(adapter._type, location[:-1])
             return f"unknown key `{key}`{_nearest(str(location[-1]), known)}"
         case "missing" | "missing_keyword_only_argument" | "missing_argument":
             return f"`{key}` is missing"
@@ -341,8 +367,7 @@ def _describe(detail: ErrorDetails) -> str:
     return f"`{key}` is {detail['input']!r}, it should {message}"
 
 
-def _known_keys(location: list[Any]) -> list[str]:
-    section: Any = Params
+def _known_keys(section: Any, location: list[Any]) -> list[str]:
     for part in location:
         section = next(field.type for field in dataclasses.fields(section) if field.name == part)
     return [field.name for field in dataclasses.fields(section)]
@@ -358,8 +383,7 @@ def _contradictions(params: Params) -> list[str]:
     problems = []
     if params.data.test_fraction + params.data.val_fraction >= 1.0:
         problems.append("`data.test_fraction` and `data.val_fraction` leave nothing to train on")
-    if params.validate.min_side > params.validate.max_side:
-        problems.append("`validate.min_side` is larger than `validate.max_side`")
+    problems += _modality_contradictions(params)
     labels = params.validate.labels
     if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
         problems.append("`validate.labels` must be null or at least two different labels")
@@ -369,6 +393,18 @@ def _contradictions(params: Params) -> list[str]:
             "MLFLOW_TRACKING_URI instead"
         )
     return problems + _checkpoint_contradictions(params)
+
+
+def _modality_contradictions(params: Params) -> list[str]:
+    """Names that the modality would have to know, and what it says of its own settings."""
+    settings = _settings_of(params.data.modality)
+    named = [("finetune.model", params.finetune.model, list(settings.ARCHITECTURES))]
+    named += [("gate.slices", name, list(settings.SLICES)) for name in params.gate.slices]
+    return [
+        f"`{key}` is {found!r}, which is not known{_nearest(found, known) or '; allowed: ' + ', '.join(known)}"
+        for key, found, known in named
+        if found not in known
+    ] + settings.contradictions(params.of_modality, params.checkpoint.uri == "scratch")
 
 
 def _checkpoint_contradictions(params: Params) -> list[str]:
@@ -384,8 +420,6 @@ def _checkpoint_contradictions(params: Params) -> list[str]:
             problems.append("`checkpoint.sha256` has no effect with `checkpoint.uri: scratch`; set it to null")
         if finetune.trainable == "head":
             problems.append("`finetune.trainable: head` would leave random weights as they are; use `all`")
-        if finetune.image_size is None:
-            problems.append("`finetune.image_size` must be a number with `checkpoint.uri: scratch`")
         return problems
     if not re.match(r"^(file:.|https?://.|torchvision:.)", checkpoint.uri):
         return [

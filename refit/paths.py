@@ -9,6 +9,8 @@ PARAMS = Path("params.yaml")
 PARAMS_SCHEMA = Path("params.schema.json")
 LOCK = Path("dvc.lock")
 
+ENVIRONMENT = Path("reports/environment.json")  # environment
+
 DIGITS = Path("data/digits")  # sample
 
 MANIFEST = Path("data/manifest.parquet")  # ingest
@@ -40,6 +42,7 @@ GOLDEN = Path("reports/golden.json")
 IMAGES = Path("reports/images.csv")
 
 STAGE_OUTPUTS: dict[str, tuple[Path, ...]] = {
+    "environment": (ENVIRONMENT,),
     "sample": (DIGITS,),
     "ingest": (MANIFEST, UNPACKED),
     "validate": (ACCEPTED, REJECTED, VALIDATION_SUMMARY, VALIDATION_REPORT),

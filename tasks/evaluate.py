@@ -8,8 +8,8 @@
 `predictions.parquet` has path, sha256, label, predicted, confidence, and one column `p:<class>` per class.
 """
 
-import base64
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,23 +25,23 @@ from refit.progress import say
 from refit.reports.evaluation import evaluation_page
 from refit.scoring import metrics
 from refit.training.determinism import be_deterministic
+from refit.training.examples import read_inputs
 
 
 def main() -> None:
     params = load_params()
     device = be_deterministic(params.finetune.num_threads, params.finetune.device)
     classifier = Classifier.load(paths.MODEL_WEIGHTS, paths.MODEL_CARD, device)
-    networks = modality.networks(params.data.modality)
     accepted = pd.read_parquet(paths.ACCEPTED)
     test = accepted[accepted["split"] == "test"].reset_index(drop=True)
     files = list(zip(test["path"], test["sha256"], strict=True))
-    inputs = networks.read_examples(files, classifier.card["preprocessing"], "read test")
+    inputs = read_inputs(files, classifier.card.modality, classifier.preprocessing, "read test")
 
     probabilities = classifier.probabilities(inputs)  # (n, num_classes)
     labels = np.array([classifier.classes.index(label) for label in test["label"]])
     scored = metrics.score(probabilities, labels)
     evaluation = measure(scored, classifier.classes, params.evaluate, params.seed)
-    evaluation["weights_sha256"] = classifier.card["weights_sha256"]  # whose measures these are
+    evaluation["weights_sha256"] = classifier.card.weights_sha256  # whose measures these are
     predictions = _predictions(test, probabilities, scored, classifier.classes)
 
     publish_json(paths.METRICS, evaluation["overall"])
@@ -49,7 +49,7 @@ def main() -> None:
     publish_table(paths.PREDICTIONS, predictions)
     publish_table(paths.CONFUSION_PLOT, predictions[["label", "predicted"]].rename(columns={"label": "actual"}))
     publish_table(paths.RELIABILITY_PLOT, pd.DataFrame(evaluation["reliability"]))
-    worst = _worst_errors(predictions, inputs, networks, params.evaluate.worst_errors)
+    worst = _worst_errors(predictions, inputs, classifier.card.modality, params.evaluate.worst_errors)
     publish_text(paths.EVALUATION_REPORT, evaluation_page(evaluation, worst))
     accuracy = evaluation["overall"]["accuracy"]
     say(
@@ -58,7 +58,7 @@ def main() -> None:
     )
 
 
-def measure(scored: metrics.Scored, classes: list[str], settings: Evaluate, seed: int) -> dict[str, Any]:
+def measure(scored: metrics.Scored, classes: Sequence[str], settings: Evaluate, seed: int) -> dict[str, Any]:
     """All measures as the plain values of reports/evaluation.json."""
     intervals = metrics.with_intervals(
         scored, settings.calibration_bins, settings.bootstrap_samples, settings.confidence, seed
@@ -78,7 +78,7 @@ def measure(scored: metrics.Scored, classes: list[str], settings: Evaluate, seed
             }
             for index, label in enumerate(classes)
         },
-        "confusion": {"classes": classes, "counts": metrics.confusion_matrix(scored).tolist()},
+        "confusion": {"classes": list(classes), "counts": metrics.confusion_matrix(scored).tolist()},
         "reliability": [
             {"confidence": float(confidence), "accuracy": float(accuracy), "count": int(count)}
             for confidence, accuracy, count in zip(bins["confidence"], bins["accuracy"], bins["count"], strict=True)
@@ -88,7 +88,7 @@ def measure(scored: metrics.Scored, classes: list[str], settings: Evaluate, seed
 
 
 def _predictions(
-    test: pd.DataFrame, probabilities: np.ndarray, scored: metrics.Scored, classes: list[str]
+    test: pd.DataFrame, probabilities: np.ndarray, scored: metrics.Scored, classes: Sequence[str]
 ) -> pd.DataFrame:
     columns = {f"p:{label}": probabilities[:, index] for index, label in enumerate(classes)}
     return test[["path", "sha256", "label"]].assign(
@@ -96,17 +96,14 @@ def _predictions(
     )
 
 
-def _worst_errors(predictions: pd.DataFrame, inputs: Tensor, networks: Any, count: int) -> list[dict[Any, Any]]:
+def _worst_errors(predictions: pd.DataFrame, inputs: Tensor, modality_name: str, count: int) -> list[dict[Any, Any]]:
     """The mistakes that the model was most certain of, as the network saw them."""
     wrong = predictions[predictions["predicted"] != predictions["label"]]
     worst = wrong.sort_values(["confidence", "path"], ascending=[False, True]).head(count)
     rows = worst[["path", "label", "predicted", "confidence"]].to_dict("records")
-    pictures = [_data_uri(networks.as_png(inputs[int(index)].numpy())) for index in worst.index]
+    picture = modality.examples(modality_name).picture
+    pictures = [picture(inputs[int(index)].numpy()) for index in worst.index]
     return [{**row, "picture": picture} for row, picture in zip(rows, pictures, strict=True)]
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,8 @@
     scratch                                       random weights: an empty checkpoint
 
 A safetensors file is taken over byte for byte. A PyTorch file is converted in a child process that may read
-tensors and nothing else (`refit/checkpoint/convert.py`). base.json, the checkpoint's card, holds
-
-    uri, source_sha256    what was fetched                pinned   whether params.yaml named its SHA-256
-    sha256                of base.safetensors             format   of the source: safetensors, torch or none
-    architecture, preprocessing, classes, num_tensors     what the source says of itself, or null
+tensors and nothing else (`refit/checkpoint/convert.py`). base.json is the checkpoint's card
+(`refit/checkpoint/card.py`).
 """
 
 import json
@@ -24,38 +21,40 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from refit import paths
+from refit.checkpoint.card import BaseCard
 from refit.checkpoint.download import DOWNLOADS, download
 from refit.errors import ERRORS_BY_EXIT_CODE, CheckpointError, RefitError, run_stage
-from refit.files import publish_json, publishing, sha256_of_file
+from refit.files import publishing, sha256_of_file
+from refit.modality.contract import Described
 from refit.params import Checkpoint, load_params, without_credentials
 from refit.progress import say
+from refit.records import as_record, parse_record, publish_record
 
 _EMBEDDED_CARD = Path("base/glyphs.json")  # of the checkpoint that comes with Refit; read for a hint only
 
 
 def main() -> None:
-    checkpoint = load_params().checkpoint
-    described: dict[str, Any] = {}
+    params = load_params()
+    checkpoint = params.checkpoint
     if checkpoint.uri == "scratch":
         _publish_empty()
-        _publish_card(checkpoint, source_sha256=None, format_="none", described=described)
+        _publish_card(checkpoint, None, "none", Described())
         return
-    source, described = _locate(checkpoint)
+    source, described = _locate(checkpoint, params.data.modality)
     source_sha256 = verify(source, checkpoint)
-    if _is_safetensors(source):
-        with publishing(paths.BASE_WEIGHTS) as partial:
+    is_safetensors = _is_safetensors(source)
+    with publishing(paths.BASE_WEIGHTS) as partial:
+        if is_safetensors:
             shutil.copyfile(source, partial)
-        _publish_card(checkpoint, source_sha256, "safetensors", described)
-    else:
-        with publishing(paths.BASE_WEIGHTS) as partial:
+        else:
             _in_child("convert", str(source), str(partial))
-        _publish_card(checkpoint, source_sha256, "torch", described)
+    _publish_card(checkpoint, source_sha256, "safetensors" if is_safetensors else "torch", described)
 
 
 def verify(source: Path, checkpoint: Checkpoint) -> str:
@@ -89,24 +88,24 @@ def _way_out(checkpoint: Checkpoint) -> str:
     return "; it was changed or damaged. If you meant to change it, put the new one there"
 
 
-def _locate(checkpoint: Checkpoint) -> tuple[Path, dict[str, Any]]:
+def _locate(checkpoint: Checkpoint, modality: str) -> tuple[Path, Described]:
     """The file behind the URI, downloaded where needed, and what is known of it beforehand."""
     kind, _, rest = checkpoint.uri.partition(":")
     if kind == "file":
         source = Path(rest)
         if not source.is_file():
             raise CheckpointError(f"the checkpoint {source} does not exist; set `checkpoint.uri` in params.yaml")
-        return source, {}
+        return source, Described()
     if kind == "torchvision":
-        described = json.loads(_in_child("resolve", rest))
-        source = download(described.pop("url"))
+        resolved = json.loads(_in_child("resolve", modality, rest))
+        source = download(resolved["url"])
         _check_published_prefix(source)
-        return source, described
+        return source, as_record(resolved["described"], Described, CheckpointError, checkpoint.uri)
     if kind == "http" and checkpoint.sha256 is None:
         raise CheckpointError(
             f"{without_credentials(checkpoint.uri)} is not encrypted; use https, or pin it with `checkpoint.sha256`"
         )
-    return download(checkpoint.uri), {}
+    return download(checkpoint.uri), Described()
 
 
 def _check_published_prefix(source: Path) -> None:
@@ -130,26 +129,31 @@ def _publish_empty() -> None:
         save_file({}, partial)
 
 
-def _publish_card(checkpoint: Checkpoint, source_sha256: str | None, format_: str, described: dict[str, Any]) -> None:
+def _publish_card(
+    checkpoint: Checkpoint, source_sha256: str | None, format_: Literal["safetensors", "torch", "none"], said: Described
+) -> None:
+    uri = without_credentials(checkpoint.uri)
     try:
         with safe_open(paths.BASE_WEIGHTS, framework="numpy") as weights:
             num_tensors = len(weights.keys())
-            embedded = json.loads((weights.metadata() or {}).get("refit", "{}"))
+            head = (weights.metadata() or {}).get("refit", "{}")
     except (SafetensorError, ValueError) as error:
         paths.BASE_WEIGHTS.unlink()
-        uri = without_credentials(checkpoint.uri)
         raise CheckpointError(f"{uri} is not a valid safetensors file: {error}") from None
-    known = {"architecture": None, "preprocessing": None, "classes": None} | embedded | described
-    card = known | {
-        "uri": without_credentials(checkpoint.uri),
-        "source_sha256": source_sha256,
-        "sha256": sha256_of_file(paths.BASE_WEIGHTS),
-        "pinned": checkpoint.sha256 is not None,
-        "format": format_,
-        "num_tensors": num_tensors,
-    }
-    publish_json(paths.BASE_CARD, card)
-    say(f"{card['uri']}: {num_tensors} tensors, SHA-256 {card['sha256'][:12]}… in {paths.BASE_WEIGHTS}")
+    embedded = parse_record(head.encode(), Described, CheckpointError, f"what {uri} says of itself")
+    card = BaseCard(
+        uri=uri,
+        source_sha256=source_sha256,
+        sha256=sha256_of_file(paths.BASE_WEIGHTS),
+        pinned=checkpoint.sha256 is not None,
+        format=format_,
+        num_tensors=num_tensors,
+        architecture=said.architecture or embedded.architecture,
+        preprocessing=said.preprocessing or embedded.preprocessing,
+        classes=said.classes or embedded.classes,
+    )
+    publish_record(paths.BASE_CARD, card)
+    say(f"{uri}: {num_tensors} tensors, SHA-256 {card.sha256[:12]}… in {paths.BASE_WEIGHTS}")
 
 
 def _in_child(*arguments: str) -> str:

@@ -296,8 +296,8 @@ class Canary:
 
 @pytest.fixture
 def in_project_child(project: Path) -> None:
-    """The child process finds the `tasks` package in the current folder, as in a real project."""
-    (project / "tasks").symlink_to(ROOT / "tasks")
+    """The child process finds the packages in the current folder, as in a real project."""
+    (project / "refit").symlink_to(ROOT / "refit")
 
 
 @pytest.mark.usefixtures("in_project_child")

@@ -19,7 +19,7 @@ def test_the_shipped_params_load_and_are_frozen(project: Path) -> None:
 
 
 def test_the_schema_in_the_repository_is_that_of_the_code() -> None:
-    assert (ROOT / PARAMS_SCHEMA).read_text() == schema(), "run `python -m tasks.params`"
+    assert (ROOT / PARAMS_SCHEMA).read_text() == schema(), "run `python -m refit.params`"
     assert (ROOT / "params.yaml").read_text().splitlines()[0].endswith(f"$schema={PARAMS_SCHEMA}")
     descriptions = json.loads(schema())["$defs"]["Finetune"]["properties"]
     assert "AdamW" in descriptions["learning_rate"]["description"]

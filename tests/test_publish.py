@@ -34,7 +34,7 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
     publish_json(target, {"old": True})
     code = (
-        "import os, signal, sys; from pathlib import Path; from tasks.publish import publishing\n"
+        "import os, signal, sys; from pathlib import Path; from refit.files import publishing\n"
         "with publishing(Path(sys.argv[1])) as partial:\n"
         "    partial.write_text('{'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )

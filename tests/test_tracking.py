@@ -251,8 +251,8 @@ assert table["probability"].between(0.5, 1).all()
 assert table["label"][0] == table["label"][1]
 assert set(table["probabilities"][0]) == {"cat", "dog"}
 assert abs(sum(table["probabilities"][0].values()) - 1) < 1e-6
-import tasks
-print(tasks.__file__, model.predict({"image": [png]})["label"][0], float(table["probability"][0]))
+import refit
+print(refit.__file__, model.predict({"image": [png]})["label"][0], float(table["probability"][0]))
 """
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 to 12 as in refit/errors.py (2 also for a mistake on the c
 import json
 import os
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,10 +186,10 @@ def predict(images: tuple[Path, ...], uri: str | None, as_json: bool) -> None:
 
     results = predict_files([_from_start(image) for image in images], uri)
     if as_json:
-        print_json([{"image": str(image), **result} for image, result in zip(images, results, strict=True)])
+        print_json([{"file": str(image), **asdict(result)} for image, result in zip(images, results, strict=True)])
         return
     for image, result in zip(images, results, strict=True):
-        click.echo(f"{image}\t{result['label']}\t{result['probability']:.4f}")
+        click.echo(f"{image}\t{result.label}\t{result.probability:.4f}")
 
 
 _STARTED_IN = Path.cwd()

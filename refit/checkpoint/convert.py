@@ -1,7 +1,7 @@
 """What `fetch` needs torch for, run as a child process that is thrown away afterwards.
 
-    python -m refit.checkpoint.convert resolve ResNet18_Weights.IMAGENET1K_V1   prints address, preprocessing
-    python -m refit.checkpoint.convert convert weights.pth base.safetensors     without its pickle
+    python -m refit.checkpoint.convert resolve image ResNet18_Weights.DEFAULT  address and preprocessing
+    python -m refit.checkpoint.convert convert weights.pth base.safetensors    a state dict, without its pickle
 
 `torch.load(weights_only=True)` builds tensors and plain containers only; there is no fallback to anything else.
 """
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from .. import modality
 from ..errors import CheckpointError, run_stage
 from ..files import publishing
+from ..records import as_plain
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which training scripts keep the weights
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))")
@@ -28,12 +29,19 @@ loader of torchvision renames them (torchvision/models/densenet.py, _load_state_
 
 def main() -> None:
     match sys.argv[1:]:
-        case ["resolve", name]:
-            print(json.dumps(modality.networks("image").describe_weights(name)))
+        case ["resolve", modality_name, name]:
+            print(json.dumps(_resolved(modality_name, name)))
         case ["convert", source, target]:
             convert(Path(source), Path(target))
         case _:
-            raise CheckpointError("usage: python -m refit.checkpoint.convert resolve NAME | convert SOURCE TARGET")
+            raise CheckpointError(
+                "usage: python -m refit.checkpoint.convert (resolve MODALITY NAME | convert SOURCE TARGET)"
+            )
+
+
+def _resolved(modality_name: str, name: str) -> dict[str, object]:
+    address, described = modality.weights(modality_name).describe_weights(name)
+    return {"url": address, "described": as_plain(described)}
 
 
 def convert(source: Path, target: Path) -> None:

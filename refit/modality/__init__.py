@@ -1,26 +1,71 @@
-"""The one seam where a kind of example (images now, text next) plugs in.
+"""The one seam where a kind of example plugs in: pictures now, text next.
 
-A modality has two halves, so that stages which only look at files start without torch:
+A modality is a folder here, whose name `data.modality` of params.yaml says; the section of that name in params.yaml has
+its settings. It is six files, each of which keeps a Protocol of `contract.py`:
 
-    files(name)     inspect(path) -> a record with sha256, sizes, perceptual hashes, error
-    networks(name)  the torch half: build a network, load a backbone, read examples into one uint8 array,
-                    augment a batch, turn a batch into what the network reads
+    settings   what params.yaml may say of it, and the names of its networks     no torch
+    files      from a file to what the manifest says of it                       no torch
+    rules      which files are good enough                                       no torch
+    examples   from a file or a request to an array                              no torch; goes with a registered model
+    networks   from arrays to logits                                             goes with a registered model
+    weights    published weights; the preprocessing of a base checkpoint
+    augment    random changes while a network learns
 
-`refit/modality/image/networks.py` documents each function of the second half with its shapes. Nothing else in Refit
-compares a modality's name.
+Nothing outside of such a folder knows which kind there is, and nothing compares its name.
 """
 
 import importlib
-from types import ModuleType
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-_MODULES = {"image": (".image.files", ".image.networks")}
+if TYPE_CHECKING:
+    from .contract import Augmentation, Examples, Files, Networks, Rules, Settings, Weights
+
+__all__ = ["augmentation", "contract", "examples", "files", "names", "networks", "rules", "settings", "weights"]
 
 
-def files(name: str) -> ModuleType:
-    """The torch-free half of a modality."""
-    return importlib.import_module(_MODULES[name][0], __package__)
+def names() -> tuple[str, ...]:
+    """The modalities that there are."""
+    return tuple(sorted(path.parent.name for room in __path__ for path in Path(room).glob("*/settings.py")))
 
 
-def networks(name: str) -> ModuleType:
-    """The torch half of a modality."""
-    return importlib.import_module(_MODULES[name][1], __package__)
+def settings(name: str) -> "Settings":
+    """What params.yaml may say of it."""
+    return cast("Settings", _part(name, "settings"))
+
+
+def files(name: str) -> "Files":
+    """How its files are inspected."""
+    return cast("Files", _part(name, "files"))
+
+
+def rules(name: str) -> "Rules":
+    """Which of them are good enough."""
+    return cast("Rules", _part(name, "rules"))
+
+
+def examples(name: str) -> "Examples":
+    """How they become arrays."""
+    return cast("Examples", _part(name, "examples"))
+
+
+def networks(name: str) -> "Networks":
+    """What reads these."""
+    return cast("Networks", _part(name, "networks"))
+
+
+def weights(name: str) -> "Weights":
+    """What its networks start from."""
+    return cast("Weights", _part(name, "weights"))
+
+
+def augmentation(name: str) -> "Augmentation":
+    """How its examples are changed while a network learns."""
+    return cast("Augmentation", _part(name, "augment"))
+
+
+def _part(name: str, part: str) -> object:
+    if not re.fullmatch(r"[a-z]\w*", name):  # it becomes the name of a module
+        raise ValueError(f"{name!r} is no name of a modality")
+    return importlib.import_module(f".{name}.{part}", __package__)

@@ -6,12 +6,10 @@
 Evaluation, `refit predict` and the MLflow model all go through here, so they cannot differ.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +19,11 @@ from torch import Tensor, nn
 from .. import modality
 from ..errors import CheckpointError
 from ..files import sha256_of_file
+from ..modality.contract import Opaque
 from ..scoring import metrics
-from ..training.loop import predict_logits
+from .card import Card, read_card
 
 _BATCH_SIZE = 256
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,8 @@ class Classifier:
     """A network with the card that says how to feed it and what its outputs mean."""
 
     network: nn.Module
-    card: dict[str, Any]
-    networks: ModuleType  # the torch half of the modality
+    card: Card
+    preprocessing: Opaque  # of the modality
 
     @classmethod
     def load(cls, weights: Path, card_file: Path, device: str | torch.device = "cpu") -> "Classifier":
@@ -43,42 +41,52 @@ class Classifier:
         Raises:
             CheckpointError: a file is missing, the weights are not those of the card, or the format is newer.
         """
-        for file in (weights, card_file):
-            if not file.is_file():
-                raise CheckpointError(f"{file} is missing; `dvc pull` brings it back, `dvc repro` makes it again")
-        card = json.loads(card_file.read_text())
-        if card["format"] != _FORMAT:
-            raise CheckpointError(f"{card_file} has format {card['format']}, this version of Refit reads {_FORMAT}")
-        if sha256_of_file(weights) != card["weights_sha256"]:
+        if not weights.is_file():
+            raise CheckpointError(f"{weights} is missing; `dvc pull` brings it back, `dvc repro` makes it again")
+        card = read_card(card_file)
+        if sha256_of_file(weights) != card.weights_sha256:
             raise CheckpointError(f"{weights} are not the weights that {card_file} describes; one of them was changed")
-        networks = modality.networks(card["modality"])
-        network = networks.build_network(card["architecture"], len(card["classes"]), card["head_dropout"])
+        networks = modality.networks(card.modality)
+        network = networks.build_network(card.architecture, len(card.classes), card.head_dropout)
         network.load_state_dict(load_file(weights), strict=True)
-        return cls(network.to(device).eval(), card, networks)
+        preprocessing = modality.examples(card.modality).read_preprocessing(card.preprocessing, str(card_file))
+        return cls(network.to(device).eval(), card, preprocessing)
 
     @property
-    def classes(self) -> list[str]:
+    def classes(self) -> tuple[str, ...]:
         """Labels in the order of the probabilities."""
-        return list(self.card["classes"])
+        return self.card.classes
 
     def probabilities(self, inputs: Tensor) -> np.ndarray:
-        """Prepared examples (n, …) uint8 -> calibrated probabilities (n, num_classes) float64."""
+        """Prepared examples (n, …) -> calibrated probabilities (n, num_classes) float64."""
+        network_input = partial(modality.networks(self.card.modality).network_input, preprocessing=self.preprocessing)
         device = next(self.network.parameters()).device
-        logits = predict_logits(self.network, inputs.to(device), self.networks, self.card["preprocessing"], _BATCH_SIZE)
-        return metrics.softmax(logits, self.card["temperature"])
+        logits = predict_logits(self.network, inputs.to(device), network_input, _BATCH_SIZE)
+        return metrics.softmax(logits, self.card.temperature)
 
-    def predict(self, examples: Sequence[Any]) -> np.ndarray:
-        """Raw examples (encoded files as bytes, or arrays) -> calibrated probabilities (n, num_classes) float64.
+    def predict(self, examples: Sequence[Opaque]) -> np.ndarray:
+        """Raw examples, as the modality's `parse` gives them -> calibrated probabilities (n, num_classes) float64.
 
         Raises:
             ValueError: an example cannot be read; the message says which and why.
         """
         if not examples:
             return np.empty((0, len(self.classes)))
+        prepare = modality.examples(self.card.modality).prepare
         prepared = []
         for index, example in enumerate(examples):
             try:
-                prepared.append(self.networks.prepare(example, self.card["preprocessing"]))
+                prepared.append(prepare(example, self.preprocessing))
             except ValueError as error:
                 raise ValueError(f"example {index}: {error}") from None
         return self.probabilities(torch.from_numpy(np.stack(prepared)))
+
+
+@torch.inference_mode()
+def predict_logits(
+    network: nn.Module, inputs: Tensor, network_input: Callable[[Tensor], Tensor], batch_size: int
+) -> np.ndarray:
+    """(n, …) prepared examples -> logits (n, num_classes) float32, in evaluation mode."""
+    network.eval()
+    batches = [network(network_input(batch)).float().cpu() for batch in torch.split(inputs, batch_size)]
+    return np.asarray(torch.cat(batches).numpy())

@@ -1,13 +1,12 @@
-"""Ask a model in a clean process: does it load from its address alone, what does it say, and what does it cost?
+"""Ask a model in a clean process: does it load, what does it say, and what does it cost?
 
-    answer = ask("models:/digits/3", images, tracking.environment(settings), num_threads=1)
+    answer = ask(Bare(weights, card), examples, num_threads=1)       data, read by the code that is installed here
+    answer = ask(Packed(folder), examples, num_threads=1)            an MLflow model, with the code that it brings
 
-Used for the champion (its own stored code predicts), for the serving check, and before a rollback. It also keeps
-the golden images: a few test images with the probabilities that the trained model gave them.
+The process is given files of this machine and nothing else: no address of a server, no password, no home. What another
+account stored is asked as `Bare`: weights and a card are data.
 """
 
-import atexit
-import base64
 import json
 import os
 import subprocess
@@ -20,13 +19,29 @@ from typing import Any
 
 import numpy as np
 
-from .. import paths
 from ..errors import EvidenceError
+from ..gate.golden import Golden
 
 _CHILD = Path(__file__).with_name("probe_child.py")
 _SECONDS_AT_MOST = 1800
-NUM_GOLDEN = 24
-_waiting: "tuple[dict[str, str], subprocess.Popen[str]] | None" = None
+_PASSED_ON = ("PATH", "LANG", "LD_LIBRARY_PATH", "TZ")
+_PASSED_ON_OF = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "OPENBLAS_", "KMP_")
+"""Of the environment: how programs and libraries are found and set. Everything else may be a secret."""
+
+
+@dataclass(frozen=True)
+class Bare:
+    """A model as data."""
+
+    weights: Path
+    card: Path
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A model as MLflow keeps it, with its code, in a folder of this machine."""
+
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -41,141 +56,106 @@ class Answer:
     versions: Mapping[str, str]
 
 
-def ask(uri: str | None, images: Sequence[Path], environment: Mapping[str, str], num_threads: int) -> Answer:
+@dataclass(frozen=True)
+class ServingCheck:
+    """What asking for the golden examples gave; there is none where the answers were other ones."""
+
+    num_images: int
+    labels_equal: bool
+    largest_probability_error: float
+    milliseconds_per_image: float
+    seconds_to_load: float
+    peak_megabytes: float
+    versions: Mapping[str, str]
+
+
+def ask(model: Bare | Packed, examples: Sequence[Path], num_threads: int, name: str) -> Answer:
     """Load a model and predict.
 
     Args:
-        uri: an address in MLflow; None for the model in models/.
-        images: encoded files.
-        environment: what the process needs to reach MLflow, on top of the present environment.
+        examples: encoded files.
         num_threads: of torch.
+        name: of the model, for messages.
 
     Raises:
         EvidenceError: the model does not load, or does not predict.
     """
-    name = uri or paths.MODEL_WEIGHTS.as_posix()
-    request = {
-        "uri": uri,
-        "project": str(Path(__file__).resolve().parents[2]),
-        "weights": str(paths.MODEL_WEIGHTS.absolute()),
-        "card": str(paths.MODEL_CARD.absolute()),
-        "images": [str(image.absolute()) for image in images],
-        "num_threads": num_threads,
-    }
-    answer = _run(name, request, environment)
+    request = {"examples": [str(file.absolute()) for file in examples], "num_threads": num_threads, **_named(model)}
+    answer = _run(name, request)
     if "error" in answer:
         raise EvidenceError(f"{name} cannot be used: {answer['error']}")
-    probabilities = np.array(answer["probabilities"], dtype=np.float64).reshape(len(images), len(answer["classes"]))
+    probabilities = np.array(answer["probabilities"], dtype=np.float64).reshape(len(examples), len(answer["classes"]))
     if not np.isfinite(probabilities).all():
         raise EvidenceError(f"{name} gives probabilities that are not numbers")
     return Answer(**(answer | {"classes": tuple(answer["classes"]), "probabilities": probabilities}))
 
 
-def get_ready(environment: Mapping[str, str]) -> None:
-    """Start the process of the next `ask` with this environment: its imports take seconds, in which others work."""
-    global _waiting
-    dismiss()
-    _waiting = (dict(environment), _start(environment))
-
-
-@atexit.register
-def dismiss() -> None:
-    """Nothing will be asked: end the process that waits, if one does."""
-    global _waiting
-    if _waiting is not None:
-        _, child = _waiting
-        _waiting = None
-        child.kill()
-        child.communicate()
-
-
-def _start(environment: Mapping[str, str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-I", "-B", "-W", "ignore", str(_CHILD)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=tempfile.gettempdir(),
-        env={**os.environ, **environment},
-        text=True,
-        errors="replace",
-    )
-
-
-def _take(environment: Mapping[str, str]) -> "subprocess.Popen[str]":
-    global _waiting
-    if _waiting is None or _waiting[0] != environment or _waiting[1].poll() is not None:
-        dismiss()
-        return _start(environment)
-    _, child = _waiting
-    _waiting = None
-    return child
-
-
-def _run(name: str, request: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="refit-probe-") as folder, _take(environment) as child:
-        answer_file = Path(folder, "answer.json")
-        try:
-            _, said = child.communicate(json.dumps({**request, "answer": str(answer_file)}), _SECONDS_AT_MOST)
-        except BaseException as error:
-            child.kill()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise EvidenceError(f"{name} did not answer within {_SECONDS_AT_MOST} seconds") from None
-            raise
-        if not answer_file.exists():
-            last = (said.strip() or "no output").splitlines()[-1]
-            raise EvidenceError(f"{name} cannot be used: the process ended with {child.returncode}: {last}")
-        return json.loads(answer_file.read_text())
-
-
-# Golden images
-
-
-def golden(images: Sequence[Path], labels: Sequence[str], classes: Sequence[str], probabilities: np.ndarray) -> Any:
-    """A few images with what the trained model says about them, as plain values."""
-    return {
-        "classes": list(classes),
-        "images": [
-            {
-                "content": base64.b64encode(image.read_bytes()).decode(),
-                "label": label,
-                "probabilities": [float(value) for value in row],
-            }
-            for image, label, row in zip(images, labels, probabilities, strict=True)
-        ],
-    }
-
-
-def serving_check(
-    uri: str, golden: Mapping[str, Any], environment: Mapping[str, str], num_threads: int, max_error: float
-) -> dict[str, Any]:
-    """Load the model through its address and compare what it says about the golden images.
+def serving_check(model: Bare | Packed, golden: Golden, num_threads: int, max_error: float, name: str) -> ServingCheck:
+    """Ask for the golden examples, and compare.
 
     Raises:
-        EvidenceError: it does not load, or says something else.
+        EvidenceError: the model does not load, or says something else.
     """
     with tempfile.TemporaryDirectory(prefix="refit-golden-") as folder:
-        files = []
-        for index, image in enumerate(golden["images"]):
-            files.append(Path(folder, f"{index:03d}"))
-            files[-1].write_bytes(base64.b64decode(image["content"]))
-        answer = ask(uri, files, environment, num_threads)
-    if list(answer.classes) != list(golden["classes"]):
-        raise EvidenceError(f"{uri} has other classes than the model that was trained")
-    expected = np.array([image["probabilities"] for image in golden["images"]])  # (n, num_classes)
+        files = [Path(folder, f"{index:03d}") for index in range(len(golden.images))]
+        for file, example in zip(files, golden.images, strict=True):
+            file.write_bytes(example.content)
+        answer = ask(model, files, num_threads, name)
+    if answer.classes != golden.classes:
+        raise EvidenceError(f"{name} has other classes than the model that was trained")
+    expected = golden.probabilities  # (n, num_classes)
     error = float(np.abs(answer.probabilities - expected).max())
     changed = int((answer.probabilities.argmax(axis=1) != expected.argmax(axis=1)).sum())
     if changed or error > max_error:
         raise EvidenceError(
-            f"{uri} does not say what the trained model said: {changed} of {len(expected)} golden images get another "
+            f"{name} does not say what the trained model said: {changed} of {len(expected)} golden images get another "
             f"label, probabilities differ by up to {error:.2g} (`gate.max_probability_error` is {max_error:g})"
         )
-    return {
-        "num_images": len(expected),
-        "labels_equal": True,
-        "largest_probability_error": error,
-        "milliseconds_per_image": answer.milliseconds_per_image,
-        "seconds_to_load": answer.seconds_to_load,
-        "peak_megabytes": answer.peak_megabytes,
-        "versions": dict(answer.versions),
+    return ServingCheck(
+        num_images=len(expected),
+        labels_equal=True,
+        largest_probability_error=error,
+        milliseconds_per_image=answer.milliseconds_per_image,
+        seconds_to_load=answer.seconds_to_load,
+        peak_megabytes=answer.peak_megabytes,
+        versions=answer.versions,
+    )
+
+
+def without_secrets(home: str) -> dict[str, str]:
+    """The environment of a process that must not know what this one may know; `home` is a folder for it."""
+    passed_on = {
+        name: value for name, value in os.environ.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_OF)
     }
+    return {**passed_on, "HOME": home, "TMPDIR": home}
+
+
+def _named(model: Bare | Packed) -> dict[str, str]:
+    if isinstance(model, Packed):
+        return {"folder": str(model.folder.absolute())}
+    code = Path(__file__).resolve().parents[2]
+    return {"weights": str(model.weights.absolute()), "card": str(model.card.absolute()), "code": str(code)}
+
+
+def _run(name: str, request: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="refit-probe-") as home:
+        answer = Path(home, "answer.json")
+        try:
+            child = subprocess.run(
+                [sys.executable, "-I", "-B", "-W", "ignore", str(_CHILD)],
+                input=json.dumps({**request, "answer": str(answer)}),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                cwd=home,
+                env=without_secrets(home),
+                text=True,
+                errors="replace",
+                timeout=_SECONDS_AT_MOST,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise EvidenceError(f"{name} did not answer within {_SECONDS_AT_MOST} seconds") from None
+        if not answer.exists():
+            last = (child.stderr.strip() or "no output").splitlines()[-1]
+            raise EvidenceError(f"{name} cannot be used: the process ended with {child.returncode}: {last}")
+        return json.loads(answer.read_text())  # type: ignore[no-any-return]

@@ -1,7 +1,5 @@
 """Test images of which two models say something different, with their pictures."""
 
-import base64
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +7,14 @@ import numpy as np
 import pandas as pd
 
 from .. import modality
+from ..model.card import Card
 from ..scoring.metrics import Scored
 
 _MOST_PICTURES = 24
 
 
 def disagreements(
-    test: pd.DataFrame, new: Scored, old: Scored, classes: list[str], card: Mapping[str, Any]
+    test: pd.DataFrame, new: Scored, old: Scored, classes: list[str], card: Card
 ) -> dict[str, list[dict[str, Any]]]:
     """Pictures of the test images that only one of the two models gets right: `lost` and `won`.
 
@@ -45,9 +44,8 @@ def disagreements(
     return shown
 
 
-def _pictures(rows: pd.DataFrame, card: Mapping[str, Any]) -> list[str]:
-    if rows.empty:
-        return []
-    networks = modality.networks(card["modality"])
-    examples = [networks.prepare(Path(name).read_bytes(), card["preprocessing"]) for name in rows["path"]]
-    return ["data:image/png;base64," + base64.b64encode(networks.as_png(example)).decode() for example in examples]
+def _pictures(rows: pd.DataFrame, card: Card) -> list[str]:
+    examples = modality.examples(card.modality)
+    preprocessing = examples.read_preprocessing(card.preprocessing, "the candidate's card")
+    prepared = [examples.prepare(Path(name).read_bytes(), preprocessing) for name in rows["path"]]
+    return [examples.picture(example) for example in prepared]

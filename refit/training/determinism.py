@@ -10,9 +10,12 @@ import os
 import platform
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ..model.card import Environment
 
 if TYPE_CHECKING:
     import torch
@@ -68,17 +71,23 @@ def be_deterministic(num_threads: int, device: str) -> "torch.device":
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def environment(device: "torch.device") -> dict[str, Any]:
-    """What has to be equal for the same bits to come out: the environment class of a result."""
+def environment(device: "torch.device") -> Environment:
+    """The environment class of what is made here."""
     import torch
-    import torchvision
+    from PIL import features
 
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "machine": platform.machine(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "num_threads": torch.get_num_threads(),
-    }
+    on_gpu = device.type == "cuda"
+    return Environment(
+        python=platform.python_version(),
+        machine=platform.machine(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        num_threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        torchvision=version("torchvision"),
+        numpy=version("numpy"),
+        pillow=version("pillow"),
+        libjpeg=features.version("jpg"),
+        cuda=torch.version.cuda if on_gpu else None,
+        cudnn=str(torch.backends.cudnn.version()) if on_gpu else None,  # type: ignore[no-untyped-call]
+    )

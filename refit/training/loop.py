@@ -1,41 +1,50 @@
-"""The training loop. It knows batches and labels; the modality knows pictures.
+"""The training loop. It knows batches and labels; what an example is, it is told by `Feed`.
 
-    fitted = fit(network, train, val, modality, ...)
+    fitted = fit(network, head, train, val, feed, settings, seed)
 
 Deterministic: the order of an epoch and every augmentation are functions of (seed, epoch, example); torch's own
 generator, which dropout uses, is seeded anew for each step.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .. import modality
 from ..errors import TrainingError
+from ..modality.contract import Opaque
+from ..model.classifier import predict_logits
 from ..params import Finetune
 from ..progress import say
 from ..scoring import metrics
 from .determinism import step_seed, uniforms
+from .examples import Examples
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Decoded examples of one split."""
+class Feed:
+    """How prepared examples reach the network: the modality's functions, with its settings bound to them."""
 
-    inputs: Tensor  # (n, …) uint8, as the modality reads them
-    labels: Tensor  # (n,) int64
-    keys: np.ndarray  # (n,) uint64, identities for the counter-based randomness
+    network_input: Callable[[Tensor], Tensor]  # (n, …) prepared or changed -> what the network reads
+    augment: Callable[[Tensor, Tensor], Tensor]  # (n, …) and (n, num_draws) float32 in [0, 1) -> (n, …), changed
+    num_draws: int
 
-    def to(self, device: torch.device) -> "Examples":
-        """The same with its tensors on `device`."""
-        return Examples(self.inputs.to(device), self.labels.to(device), self.keys)
+
+def feed_of(modality_name: str, preprocessing: Opaque, settings: Opaque) -> Feed:
+    """The feed of a modality; `settings` are what it adds to the section `finetune`."""
+    augmentation = modality.augmentation(modality_name)
+    return Feed(
+        network_input=partial(modality.networks(modality_name).network_input, preprocessing=preprocessing),
+        augment=partial(augmentation.augment, settings=settings),
+        num_draws=augmentation.NUM_DRAWS,
+    )
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,7 @@ def fit(
     head: list[str],
     train: Examples,
     val: Examples,
-    modality: ModuleType,
-    preprocessing: dict[str, Any],
+    feed: Feed,
     settings: Finetune,
     seed: int,
 ) -> Fitted:
@@ -77,7 +85,7 @@ def fit(
     Raises:
         TrainingError: the loss is not finite, or the network has no deterministic kernel on this device.
     """
-    loop = _Loop(network, train, modality, preprocessing, settings, seed, head)
+    loop = _Loop(network, train, feed, settings, seed, head)
     history: list[Epoch] = []
     best: dict[str, Tensor] = {}
     best_logits = np.empty((0, 0))
@@ -85,7 +93,7 @@ def fit(
     for epoch in range(settings.epochs):
         with _kernels_explained():
             train_loss, train_accuracy = loop.train_epoch(epoch)
-            logits = predict_logits(network, val.inputs, modality, preprocessing, settings.batch_size)
+            logits = predict_logits(network, val.inputs, feed.network_input, settings.batch_size)
         scored = metrics.score(metrics.softmax(logits), val_labels)
         history.append(
             Epoch(
@@ -112,13 +120,12 @@ class _Loop:
         self,
         network: nn.Module,
         train: Examples,
-        modality: ModuleType,
-        preprocessing: dict[str, Any],
+        feed: Feed,
         settings: Finetune,
         seed: int,
         head: list[str],
     ) -> None:
-        self.network, self.train, self.modality, self.preprocessing = network, train, modality, preprocessing
+        self.network, self.train, self.feed = network, train, feed
         self.settings, self.seed = settings, seed
         self.batches = split_in_batches(len(train.labels), settings.batch_size)
         self.optimizer = _optimizer(network, head, settings)
@@ -135,16 +142,16 @@ class _Loop:
         """One pass over the training examples; gives its mean loss and accuracy."""
         keys, device = self.train.keys, self.train.labels.device
         order = uniforms(self.seed, "order", epoch, keys, 1)[:, 0].argsort(kind="stable")
-        draws = uniforms(self.seed, "augment", epoch, keys, self.modality.NUM_AUGMENT_DRAWS).astype(np.float32)
+        draws = uniforms(self.seed, "augment", epoch, keys, self.feed.num_draws).astype(np.float32)
         _set_training(self.network, self.settings.trainable)
         loss_sum, num_correct = 0.0, 0
         for index, batch in enumerate(self.batches):
             rows = torch.from_numpy(order[batch]).to(device)
             draws_of_batch = torch.from_numpy(draws[order[batch]]).to(device)
-            inputs = self.modality.augment(self.train.inputs[rows], draws_of_batch, self.settings.augment)
+            inputs = self.feed.augment(self.train.inputs[rows], draws_of_batch)
             labels = self.train.labels[rows]
             torch.manual_seed(step_seed(self.seed, epoch * len(self.batches) + index))
-            logits = self.network(self.modality.network_input(inputs, self.preprocessing))  # (batch, num_classes)
+            logits = self.network(self.feed.network_input(inputs))  # (batch, num_classes)
             loss = functional.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -174,19 +181,6 @@ def split_in_batches(num_examples: int, batch_size: int) -> list[slice]:
     if len(starts) > 1 and num_examples - starts[-1] == 1:
         starts.pop()
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], num_examples], strict=True)]
-
-
-@torch.inference_mode()
-def predict_logits(
-    network: nn.Module, inputs: Tensor, modality: ModuleType, preprocessing: dict[str, Any], batch_size: int
-) -> np.ndarray:
-    """(n, …) uint8 examples -> logits (n, num_classes) float32, in evaluation mode."""
-    network.eval()
-    batches = [
-        network(modality.network_input(inputs[batch], preprocessing)).float().cpu()
-        for batch in split_in_batches(len(inputs), batch_size)
-    ]
-    return np.asarray(torch.cat(batches).numpy())
 
 
 def _set_training(network: nn.Module, trainable: str) -> None:

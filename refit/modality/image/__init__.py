@@ -1,1 +1,15 @@
 """Pictures: how a file becomes an example, an example a batch, and which networks read it."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # mypy holds the files to their contracts
+    from .. import contract
+    from . import augment, examples, files, networks, rules, settings, weights
+
+    _SETTINGS: contract.Settings = settings
+    _FILES: contract.Files = files
+    _RULES: contract.Rules = rules
+    _EXAMPLES: contract.Examples = examples
+    _NETWORKS: contract.Networks = networks
+    _WEIGHTS: contract.Weights = weights
+    _AUGMENTATION: contract.Augmentation = augment

@@ -1,0 +1,122 @@
+"""What a modality's files must have. mypy holds the built-in ones to it; a test holds a toy one of numbers.
+
+Types that only the modality itself understands (its preprocessing, its example before it is an array, its settings) are
+handed through as they are: everybody else gets them from one of its functions and gives them to another.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandera.pandas as pa
+    from torch import Tensor, nn
+
+Opaque = Any
+"""Understood by the modality alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What is known of one file, of whatever kind. With an `error`, what comes from its content is empty."""
+
+    sha256: str = ""  # of the file's bytes
+    bytes: int = 0
+    content_sha256: str = ""  # of what the file says, decoded: equal for a copy with other metadata
+    group: str = ""  # a coarse signature that near-duplicates share
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What published weights, or the head of a checkpoint's file, say of themselves."""
+
+    architecture: str | None = None
+    preprocessing: Mapping[str, object] | None = None
+    classes: tuple[str, ...] | None = None
+
+
+class ModalitySettings(Protocol):
+    """The section of params.yaml that has the modality's name: what it adds to the sections of these stages."""
+
+    @property
+    def validate(self) -> Opaque: ...
+
+    @property
+    def finetune(self) -> Opaque: ...
+
+
+class Settings(Protocol):
+    """`settings.py`."""
+
+    @property
+    def SETTINGS(self) -> type[ModalitySettings]: ...  # noqa: N802
+    @property
+    def ARCHITECTURES(self) -> Sequence[str]: ...  # noqa: N802
+    @property
+    def SLICES(self) -> Sequence[str]: ...  # noqa: N802
+
+    def contradictions(self, settings: Opaque, is_from_scratch: bool) -> list[str]: ...
+
+
+class Files(Protocol):
+    """`files.py`. `inspect` never raises for a bad file, only for an accident (no memory); its record may have more
+    fields than `Inspection`: each is a column of the manifest."""
+
+    def inspect(self, path: Path) -> Inspection: ...
+
+
+class Rules(Protocol):
+    """`rules.py`: columns that the manifest must have, and columns that a good row must have."""
+
+    def manifest_columns(self) -> "dict[str, pa.Column]": ...
+
+    def row_columns(self, settings: Opaque) -> "dict[str, pa.Column]": ...
+
+
+class Examples(Protocol):
+    """`examples.py`. `prepare` and `parse` raise ValueError, in words for the user, for what they cannot read."""
+
+    @property
+    def INPUT(self) -> str: ...  # noqa: N802
+
+    def read_preprocessing(self, plain: Mapping[str, object], where: str) -> Opaque: ...
+
+    def prepare(self, example: Opaque, preprocessing: Opaque) -> "np.ndarray": ...
+
+    def parse(self, value: object) -> Opaque: ...
+
+    def picture(self, prepared: "np.ndarray") -> str: ...
+
+
+class Networks(Protocol):
+    """`networks.py`. `network_input` takes (n, …) as `prepare` gives them, or as `augment` changed them."""
+
+    def build_network(self, architecture: str, num_outputs: int, head_dropout: float = 0.0) -> "nn.Module": ...
+
+    def head_parameters(self, network: "nn.Module", num_outputs: int) -> list[str]: ...
+
+    def load_backbone(
+        self, network: "nn.Module", weights: "Mapping[str, Tensor]", head: Sequence[str], origin: str
+    ) -> None: ...
+
+    def network_input(self, examples: "Tensor", preprocessing: Opaque) -> "Tensor": ...
+
+
+class Weights(Protocol):
+    """`weights.py`."""
+
+    def describe_weights(self, name: str) -> tuple[str, Described]: ...
+
+    def preprocessing_for(self, base: Mapping[str, object] | None, settings: Opaque) -> Opaque: ...
+
+
+class Augmentation(Protocol):
+    """`augment.py`. `draws` is (n, NUM_DRAWS) float32, uniform in [0, 1)."""
+
+    @property
+    def NUM_DRAWS(self) -> int: ...  # noqa: N802
+
+    def augment(self, examples: "Tensor", draws: "Tensor", settings: Opaque) -> "Tensor": ...

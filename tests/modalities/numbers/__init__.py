@@ -1,0 +1,15 @@
+"""A toy modality: an example is a text file of four numbers. It stands for any kind of example that is yet to come."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .. import contract
+    from . import augment, examples, files, networks, rules, settings, weights
+
+    _SETTINGS: contract.Settings = settings
+    _FILES: contract.Files = files
+    _RULES: contract.Rules = rules
+    _EXAMPLES: contract.Examples = examples
+    _NETWORKS: contract.Networks = networks
+    _WEIGHTS: contract.Weights = weights
+    _AUGMENTATION: contract.Augmentation = augment

@@ -1,0 +1,29 @@
+"""Numbers as arrays."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .files import read
+
+INPUT = "numbers"
+
+
+def read_preprocessing(plain: Mapping[str, object], where: str) -> dict[str, float]:
+    """A scale."""
+    return {"scale": float(str(plain["scale"]))}
+
+
+def prepare(example: bytes, preprocessing: Mapping[str, float]) -> np.ndarray:
+    """(4,) float32."""
+    return np.array(read(example), dtype=np.float32) * np.float32(preprocessing["scale"])
+
+
+def parse(value: object) -> bytes:
+    """A file's bytes, or its text."""
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def picture(prepared: np.ndarray) -> str:
+    """The address of a text."""
+    return f"data:text/plain,{' '.join(f'{number:.2f}' for number in prepared)}"

@@ -1,0 +1,26 @@
+"""What reads numbers."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from .files import COUNT
+
+
+def build_network(architecture: str, num_outputs: int, head_dropout: float = 0.0) -> nn.Module:
+    """(n, 4) -> logits (n, num_outputs)."""
+    return nn.Sequential(nn.Linear(COUNT, 8), nn.ReLU(), nn.Linear(8, num_outputs))
+
+
+def head_parameters(network: nn.Module, num_outputs: int) -> list[str]:
+    """The last layer's."""
+    return ["2.weight", "2.bias"]
+
+
+def load_backbone(network: nn.Module, weights: Mapping[str, Tensor], head: Sequence[str], origin: str) -> None:
+    """Never called: there are no pretrained networks for numbers."""
+
+
+def network_input(examples: Tensor, preprocessing: Mapping[str, float]) -> Tensor:
+    """As they are."""
+    return examples

@@ -1,0 +1,38 @@
+"""What params.yaml may say of numbers."""
+
+from pydantic.dataclasses import dataclass
+
+from ...params import STRICT
+
+SLICES = ("sign",)
+ARCHITECTURES = ("line",)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Validate:
+    """Which numbers are good enough."""
+
+    largest: float
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Finetune:
+    """How they are changed."""
+
+    noise: float
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class NumbersSettings:
+    """The section `numbers`."""
+
+    validate: Validate
+    finetune: Finetune
+
+
+SETTINGS = NumbersSettings
+
+
+def contradictions(settings: NumbersSettings, is_from_scratch: bool) -> list[str]:
+    """There are none."""
+    return []

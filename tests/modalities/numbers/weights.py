@@ -1,0 +1,17 @@
+"""There are no published weights of networks for numbers."""
+
+from collections.abc import Mapping
+
+from ...errors import CheckpointError
+from ..contract import Described
+from .settings import Finetune
+
+
+def describe_weights(name: str) -> tuple[str, Described]:
+    """Always a refusal."""
+    raise CheckpointError(f"there are no weights {name!r} for numbers")
+
+
+def preprocessing_for(base: Mapping[str, object] | None, settings: Finetune) -> dict[str, float]:
+    """A scale."""
+    return {"scale": 0.5}
