@@ -26,6 +26,7 @@ from refit.gate import evidence
 from refit.params import load_params
 from refit.records import as_plain
 from refit.registry import versions
+from refit.registry.provenance import NONE, UNKNOWN, doubt_of
 from refit.registry.records import Version
 from refit.registry.tracking import read_file
 
@@ -37,8 +38,6 @@ TOLERANCES = {
 }
 """How far a measure may be away for two trainings to count as equivalent: what would not matter to a user, after the
 defaults of `gate` in params.yaml."""
-
-EXIT_CODES = {"identical": 0, "equivalent": 1, "different": 2}
 
 
 def reproduce(asked: str, say: Callable[[str], None], folder: Path | None = None) -> dict[str, Any]:
@@ -57,8 +56,8 @@ def reproduce(asked: str, say: Callable[[str], None], folder: Path | None = None
     version = versions.find(asked, settings)
     bundle = versions.bundle_of(version, settings)
     commit = bundle["git"]["commit"]
-    if commit == "none":
-        raise EvidenceError(f"{version.uri} was trained outside of git, so there is nothing to make it from again")
+    if commit in (NONE, UNKNOWN) or bundle["git"]["dirty"] == UNKNOWN:
+        raise EvidenceError(f"{version.uri} cannot be made again: {doubt_of(bundle['git'])}")
     environment = environment_differences(bundle)
     say(f"{version.uri}: commit {commit[:12]}, evidence {version.tags['refit.evidence'][:12]}")
     for name, (there, here) in environment.items():
@@ -145,11 +144,11 @@ def _apply_changes(version: Version, bundle: Mapping[str, Any], clone: Path) -> 
     """What was not committed when it was trained lies with the run."""
     if not bundle["git"]["dirty"]:
         return
-    change = read_file(load_params().register, f"runs:/{version.run_id}/lineage/git.diff").decode()
-    if sha256_of_json(change) != bundle["git"]["diff_sha256"]:
+    change = read_file(load_params().register, f"runs:/{version.run_id}/lineage/git.diff")
+    if sha256_of_json(change.decode()) != bundle["git"]["diff_sha256"]:
         raise EvidenceError(f"the uncommitted changes of {version.uri} are not those that the evidence names")
     file = clone / "uncommitted.diff"
-    file.write_text(change)
+    file.write_bytes(change)
     _run(["git", "apply", "--whitespace=nowarn", file.name], clone)
     file.unlink()
 

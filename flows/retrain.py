@@ -32,10 +32,11 @@ from refit.errors import DataError, TrackingError, WorkspaceError
 from refit.files import sha256_of_file
 from refit.params import Params, load_params
 from refit.registry import probe, tracking
+from refit.registry.provenance import git_state
 from refit.reports.evaluation import evaluation_markdown
 from refit.reports.validation import validation_markdown
 from tasks.compare import compare as compare_with_champion
-from tasks.register import Registration, find_registered, git_state, register_candidate
+from tasks.register import Registration, find_registered, register_candidate
 
 Deliver = Literal["workspace", "commit", "branch"]
 
@@ -49,9 +50,9 @@ _EFFECT: dict[str, Any] = {
 
 
 def _run_name() -> str:
-    commit, _ = git_state()
+    commit = git_state().commit
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return f"retrain {load_params().register.model_name} {today} {commit[:6]}"
+    return f"retrain {load_params().register.model_name} {today} {commit[:7]}"
 
 
 def retrain_here(deliver: Deliver) -> State[Any]:

@@ -5,6 +5,7 @@
     ├── DataError               3   the data source cannot be read, or the data is not good enough
     ├── CheckpointError         4   the base checkpoint is missing, damaged or does not fit the model
     │   └── DownloadError       5   ... or could not be fetched; trying again may help
+    │       └── NetworkError   15   ... since there is no way to its server; trying again does not help
     ├── TrainingError           6   the training itself went wrong (a loss that is not finite)
     ├── TrackingError           7   MLflow refused
     │   └── TrackingUnavailableError
@@ -18,7 +19,8 @@
     └── EvidenceError          13   what a decision must rest on is missing, damaged or of something else
         └── RefusedError       14   the evidence does not allow the promotion, or somebody was faster
 
-The number is the exit code of the process. `retryable` says whether the same call may succeed later.
+The number is the exit code of the process; what each means is in `EXIT_CODES`, which `refit --help` shows. `retryable`
+says whether the same call may succeed later.
 """
 
 import os
@@ -33,6 +35,7 @@ class RefitError(Exception):
     """Base of all errors that are shown to the user as one line."""
 
     exit_code = 1
+    meaning = "any other failure"
     retryable = False
 
 
@@ -40,43 +43,58 @@ class ParamsError(RefitError):
     """A parameter is unknown, of the wrong type, out of range, or contradicts another one."""
 
     exit_code = 2
+    meaning = "wrong parameter or option"
 
 
 class DataError(RefitError):
     """The data source cannot be read, or the validation stopped the run."""
 
     exit_code = 3
+    meaning = "data not good enough: reports/validation.html"
 
 
 class CheckpointError(RefitError):
     """A checkpoint is missing, damaged, unpinned, or does not fit the model."""
 
     exit_code = 4
+    meaning = "checkpoint missing or wrong"
 
 
 class DownloadError(CheckpointError):
     """A checkpoint could not be fetched; what has arrived is kept and the next try goes on from there."""
 
     exit_code = 5
+    meaning = "download failed; what arrived is kept"
     retryable = True
+
+
+class NetworkError(DownloadError):
+    """No connection to the server of a checkpoint: no network, no such name, nobody there, or a proxy is needed."""
+
+    exit_code = 15
+    meaning = "no connection for the download: set HTTPS_PROXY, or checkpoint.uri to a file"
+    retryable = False
 
 
 class TrainingError(RefitError):
     """Training cannot go on."""
 
     exit_code = 6
+    meaning = "training failed"
 
 
 class TrackingError(RefitError):
     """The MLflow server refused, or has not what was asked for."""
 
     exit_code = 7
+    meaning = "MLflow refused"
 
 
 class TrackingUnavailableError(TrackingError):
     """The MLflow server cannot be reached, or answers that it is in trouble."""
 
     exit_code = 9
+    meaning = "MLflow is down; `refit register` completes it"
     retryable = True
 
 
@@ -84,12 +102,14 @@ class WorkspaceError(RefitError):
     """A file cannot be written, or git or DVC refused."""
 
     exit_code = 8
+    meaning = "file, git or DVC trouble"
 
 
 class StorageUnavailableError(WorkspaceError):
     """The DVC remote or the git remote cannot be reached."""
 
     exit_code = 10
+    meaning = "DVC or git remote unreachable"
     retryable = True
 
 
@@ -97,6 +117,7 @@ class OrchestratorUnavailableError(WorkspaceError):
     """The Prefect server cannot be reached."""
 
     exit_code = 12
+    meaning = "Prefect server unreachable"
     retryable = True
 
 
@@ -104,18 +125,21 @@ class WorkerLostError(WorkspaceError):
     """A training worker stopped reporting, or no worker took the training up in time."""
 
     exit_code = 11
+    meaning = "training worker lost"
 
 
 class EvidenceError(RefitError):
     """What a decision must rest on is missing, damaged, or is about something else. Never taken for a pass."""
 
     exit_code = 13
+    meaning = "evidence missing or damaged"
 
 
 class RefusedError(EvidenceError):
     """The evidence is there and says no; or the champion was moved by somebody else meanwhile."""
 
     exit_code = 14
+    meaning = "refused by the evidence, or overtaken"
 
 
 ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
@@ -126,6 +150,7 @@ ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
         DataError,
         CheckpointError,
         DownloadError,
+        NetworkError,
         TrainingError,
         TrackingError,
         TrackingUnavailableError,
@@ -137,6 +162,19 @@ ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
         RefusedError,
     )
 }
+
+REPRODUCED = {"identical": 0, "equivalent": 20, "different": 21}
+"""Exit codes of `refit reproduce`, by its outcome."""
+
+EXIT_CODES: dict[int, str] = {
+    0: "done",
+    **{code: f"{kind.meaning}{'; try again' * kind.retryable}" for code, kind in sorted(ERRORS_BY_EXIT_CODE.items())},
+    REPRODUCED["equivalent"]: "reproduced: not the same bits, every measure within its tolerance",
+    REPRODUCED["different"]: "reproduced: different",
+    130: "interrupted",
+    143: "terminated",
+}
+"""What each exit code of a process of ours means."""
 
 
 def exit_with(error: RefitError) -> NoReturn:

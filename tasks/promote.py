@@ -24,6 +24,7 @@ from refit.gate import history
 from refit.gate.history import Move
 from refit.params import Register, load_params
 from refit.registry import probe, releases, tracking, versions
+from refit.registry.provenance import doubt_of
 from refit.registry.records import CONTENT_TAG, Version
 from refit.registry.tracking import CHAMPION, EVIDENCE_TAG, PREVIOUS
 
@@ -107,6 +108,8 @@ def objections(case: Case, champion: Version | None, rejection: Move | None) -> 
     if case.verdict != "pass":
         reasons = "; ".join(case.bundle["comparison"]["reasons"])
         found.append(Objection(f"the gate says {case.verdict}: {reasons}", may_be_forced=True))
+    if doubt := doubt_of(case.bundle["git"]):
+        found.append(Objection(doubt, may_be_forced=True))
     if rejection is not None:
         found.append(Objection(f"{rejection.who} rejected it: {rejection.reason}", may_be_forced=True))
     return found

@@ -10,7 +10,6 @@ the evidence: a comparison with the present champion, and a model that came back
 
 import json
 import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -27,6 +26,7 @@ from refit.files import sha256_of_file, sha256_of_json
 from refit.gate import evidence
 from refit.params import Params, as_dict, load_params, public, pure, training_digest
 from refit.registry import probe, tracking
+from refit.registry.provenance import Provenance, git_state
 from refit.registry.records import CONTENT_TAG, Record, Version
 from refit.reports.evaluation import evaluation_markdown
 from refit.reports.validation import validation_markdown
@@ -66,10 +66,11 @@ def register_candidate(extra_tags: Mapping[str, str] | None = None) -> Registrat
     _require_outputs()
     _require_one_run(params)
     comparison = _comparison(params)
-    record = _record(params, comparison, extra_tags or {})
+    state = git_state()
+    record = _record(params, comparison, state, extra_tags or {})
 
     def prove(model_uri: str, model_files: Mapping[str, str]) -> bytes:
-        return _prove(params, record, comparison, model_uri, model_files)
+        return _prove(params, record, comparison, state, model_uri, model_files)
 
     version, is_new = tracking.register(record, params.register, prove)
     return Registration(version, is_new, tracking.links(params.register, version))
@@ -94,11 +95,11 @@ def find_registered() -> Registration | None:
     except EvidenceError:
         return None
     card, validation = json.loads(paths.MODEL_CARD.read_text()), json.loads(paths.VALIDATION_SUMMARY.read_text())
-    commit, diff = git_state()
+    state = git_state()
     expected = {
         CONTENT_TAG: sha256_of_json(_lineage(params, card, validation)),
         tracking.COMPARISON_TAG: _comparison_digest(comparison),
-        **({} if diff else _commit_tags(commit, diff)),
+        **(_commit_tags(state) if state.is_exact else {}),
     }
     if any(found.tags.get(name) != value for name, value in expected.items()):
         return None
@@ -114,12 +115,8 @@ def _comparison_digest(comparison: dict[str, Any]) -> str:
     return sha256_of_json({name: comparison[name] for name in ("champion", "gate", "candidate")})
 
 
-def _commit_tags(commit: str, diff: str) -> dict[str, str]:
-    return {
-        "refit.git_commit": commit,
-        "refit.git_dirty": str(bool(diff)).lower(),
-        "refit.dvc_lock_sha256": sha256_of_file(paths.LOCK),
-    }
+def _commit_tags(state: Provenance) -> dict[str, str]:
+    return {**state.tags, "refit.dvc_lock_sha256": sha256_of_file(paths.LOCK)}
 
 
 def _require_outputs() -> None:
@@ -169,11 +166,15 @@ def _comparison(params: Params) -> dict[str, Any]:
 
 
 def _prove(
-    params: Params, record: Record, comparison: dict[str, Any], model_uri: str, model_files: Mapping[str, str]
+    params: Params,
+    record: Record,
+    comparison: dict[str, Any],
+    state: Provenance,
+    model_uri: str,
+    model_files: Mapping[str, str],
 ) -> bytes:
     """The bundle, once the model has come back whole and says what it said."""
     _require_what_was_sent(model_uri, model_files)
-    commit, diff = git_state()
     checked = probe.serving_check(
         model_uri,
         json.loads(paths.GOLDEN.read_text()),
@@ -186,7 +187,7 @@ def _prove(
         "model_name": params.register.model_name,
         "content_digest": record.content_digest,
         "lineage": {name.removeprefix("refit."): record.tags[name] for name in record.tags if name in _LINEAGE_TAGS},
-        "git": {"commit": commit, "dirty": bool(diff), "diff_sha256": sha256_of_json(diff)},
+        "git": state.evidence,
         "dvc_lock_sha256": sha256_of_file(paths.LOCK),
         "environment": json.loads(paths.MODEL_CARD.read_text())["environment"],
         "packages_sha256": sha256_of_json(_packages()),
@@ -213,24 +214,23 @@ def _require_what_was_sent(model_uri: str, model_files: Mapping[str, str]) -> No
     evidence.require_same_files({path: model_files.get(path, "") for path in sent}, sent, model_uri)
 
 
-def _record(params: Params, comparison: dict[str, Any], extra_tags: Mapping[str, str]) -> Record:
+def _record(params: Params, comparison: dict[str, Any], state: Provenance, extra_tags: Mapping[str, str]) -> Record:
     validation = json.loads(paths.VALIDATION_SUMMARY.read_text())
     evaluation = json.loads(paths.EVALUATION.read_text())
     card = json.loads(paths.MODEL_CARD.read_text())
     accepted = pd.read_parquet(paths.ACCEPTED)
     history = pd.read_csv(paths.HISTORY)
     lineage = _lineage(params, card, validation)
-    commit, diff = git_state()
     tags = {
         **{f"refit.{name}": value for name, value in lineage.items()},
-        **_commit_tags(commit, diff),
+        **_commit_tags(state),
         "refit.weights_bytes": str(paths.MODEL_WEIGHTS.stat().st_size),
         "refit.python": platform.python_version(),
         **{f"refit.environment.{name}": str(value) for name, value in card["environment"].items()},
         **extra_tags,
     }
     return Record(
-        name=f"{params.register.model_name} {commit[:6]} {card['weights_sha256'][:6]}",
+        name=f"{params.register.model_name} {state.commit[:7]} {card['weights_sha256'][:6]}",
         content_digest=sha256_of_json(lineage),
         params={name: _as_text(value) for name, value in flat(public(params)).items() if not name.startswith("gate.")},
         tags=tags,
@@ -242,7 +242,7 @@ def _record(params: Params, comparison: dict[str, Any], extra_tags: Mapping[str,
             "plots": _PLOTS,
             "lineage": _LINEAGE,
         },
-        texts={"lineage/packages.txt": _packages(), **({"lineage/git.diff": diff} if diff else {})},
+        texts={"lineage/packages.txt": _packages(), **({"lineage/git.diff": state.diff} if state.diff else {})},
         weights=paths.MODEL_WEIGHTS,
         card=paths.MODEL_CARD,
         example_image=Path(accepted["path"].iloc[0]).read_bytes(),
@@ -277,18 +277,6 @@ def _metrics(evaluation: dict[str, Any], card: dict[str, Any]) -> dict[str, floa
 
 def _as_text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, list) else str(value)
-
-
-def git_state() -> tuple[str, str]:
-    """(commit, difference of the tracked files from it); outside a git checkout ("none", "")."""
-    commit = _git("rev-parse", "HEAD")
-    return (commit.strip(), _git("diff", "HEAD") or "") if commit else ("none", "")
-
-
-def _git(*arguments: str) -> str | None:
-    """What git prints, or None where git says no (no repository, no commit yet)."""
-    result = subprocess.run(["git", *arguments], capture_output=True, text=True, errors="replace", check=False)
-    return result.stdout if result.returncode == 0 else None
 
 
 def _packages() -> str:

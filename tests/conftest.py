@@ -3,8 +3,10 @@ before a test wants a trained model."""
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,23 @@ def trained(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(folder)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     return folder
+
+
+@pytest.fixture
+def committed(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`trained` as a clean commit of a repository of its own."""
+    commit_all(trained, monkeypatch, "params.yaml", "dvc.yaml", "dvc.lock")
+    return trained
+
+
+def commit_all(folder: Path, monkeypatch: pytest.MonkeyPatch, *files: str) -> None:
+    """Make a repository of a folder, with the shipped .gitignore and these files in its first commit."""
+    for role, key in product(("AUTHOR", "COMMITTER"), ("NAME", "EMAIL")):
+        monkeypatch.setenv(f"GIT_{role}_{key}", "t@example.org")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    shutil.copy(ROOT / ".gitignore", folder)
+    for arguments in (["init", "--quiet"], ["add", ".gitignore", *files], ["commit", "--quiet", "--message", "start"]):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ class People:
 
 
 @pytest.fixture
-def people(server: tuple[str, str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> People:
+def people(server: tuple[str, str], committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> People:
     """Accounts of all roles, made by the set-up command."""
     found = People(server[0], {"admin": server[1]}, monkeypatch)
     found.become("admin")

@@ -41,7 +41,7 @@ OWNERS = {
         "flows.tools.notifications",
         "flows.tools.policy",
     },
-    "dvc": {"flows.tools.pipeline", "flows.tools.dvc_child"},
+    "dvc": {"flows.tools.pipeline", "flows.tools.dvc_child", "flows.tools.dvc_files"},
     "mlflow": {"refit.registry", "refit.model.serving"},
     "pandera": {"tasks.validate", "refit.modality"},
     "torchvision": {"refit.modality.image"},

@@ -16,7 +16,15 @@ from click.testing import CliRunner, Result
 from flows import cli
 from flows.cli import main
 from flows.tools import commits, dvc_process, pipeline
-from refit.errors import ERRORS_BY_EXIT_CODE, CheckpointError, DataError, RefitError, WorkspaceError
+from refit.errors import (
+    ERRORS_BY_EXIT_CODE,
+    EXIT_CODES,
+    REPRODUCED,
+    CheckpointError,
+    DataError,
+    RefitError,
+    WorkspaceError,
+)
 
 from .conftest import ROOT, change_params, draw
 
@@ -43,8 +51,24 @@ def test_every_command_and_option_has_help(command: str | None) -> None:
 
 
 def test_the_exit_codes_in_the_help_are_those_of_the_errors() -> None:
-    listed = {int(code) for code in re.findall(r"(?<!\d)(\d+)  [a-zA-Z]", call("--help").stdout)}
-    assert listed == {0, 130} | set(ERRORS_BY_EXIT_CODE)
+    listed = dict(re.findall(r"^ +(\d+)  (\w.*)$", call("--help").stdout, re.MULTILINE))
+    assert {int(code): meaning for code, meaning in listed.items()} == EXIT_CODES
+    assert set(EXIT_CODES) == {0, 130, 143} | set(ERRORS_BY_EXIT_CODE) | set(REPRODUCED.values())
+
+
+@pytest.mark.parametrize("outcome", ["identical", "equivalent", "different"])
+def test_an_outcome_of_reproduce_is_never_taken_for_a_failure(
+    here: Path, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import reproduce
+
+    found = {"outcome": outcome, "version": "v", "different_digests": {}, "measures": {}}
+    monkeypatch.setattr(reproduce, "reproduce", lambda *_arguments: found)
+    code = call("reproduce", "1").exit_code
+    assert (code == 0) == (outcome == "identical")
+    assert code not in ERRORS_BY_EXIT_CODE
+    assert code != call("reproduce").exit_code, "a mistake on the command line"
+    assert f"{code} {outcome}" in call("reproduce", "--help").stdout
 
 
 def test_outside_a_project_the_way_in_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,13 +367,16 @@ def test_an_old_report_is_not_shown_as_this_one(here: Path, monkeypatch: pytest.
 def test_an_interruption_has_its_exit_code(
     here: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, code: int
 ) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A background job of a script (`make test &`) has SIGINT ignored from its start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(pipeline, "require_source", lambda source: None)
     monkeypatch.setattr(pipeline, "reproduce", lambda *arguments, **options: os.kill(os.getpid(), sent))
     try:
         assert call("validate").exit_code == code
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_lock_is_waited_for_when_dvc_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from refit.files import sha256_of_file
 from refit.gate import evidence
 from refit.params import load_params, public
 from refit.registry import probe, tracking
+from refit.registry.provenance import Provenance
 from refit.reports.comparison import comparison_markdown
 from tasks import register
 from tasks.compare import compare
@@ -173,9 +174,9 @@ def test_what_is_registered_is_found_without_a_new_comparison(trained: Path, mon
     found = find_registered()
     assert found is not None
     assert (found.version, found.is_new) == (first.version, False)
-    monkeypatch.setattr(register, "git_state", lambda: ("f" * 40, ""))
+    monkeypatch.setattr(register, "git_state", lambda: Provenance("f" * 40, False, ""))
     assert find_registered() is None, "a clean commit that it does not name"
-    monkeypatch.setattr(register, "git_state", lambda: ("f" * 40, "a difference"))
+    monkeypatch.setattr(register, "git_state", lambda: Provenance("f" * 40, True, "a difference"))
     assert find_registered() is not None, "a dirty one is not worth a new registration"
     change_params(trained / "params.yaml", {"gate.min_accuracy": 0.99})
     assert find_registered() is None, "the gate has other settings"

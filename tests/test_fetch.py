@@ -4,19 +4,23 @@ import hashlib
 import json
 import os
 import pickle
+import re
+import socket
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import httpx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from refit import paths
 from refit.checkpoint import download
-from refit.errors import CheckpointError, DownloadError, WorkspaceError
+from refit.errors import ERRORS_BY_EXIT_CODE, CheckpointError, DownloadError, NetworkError, WorkspaceError
 from refit.files import sha256_of_file
 from refit.params import Params
 from tasks import fetch
@@ -261,10 +265,68 @@ def test_a_server_that_refuses_is_asked_again_only_where_it_may_help(
     assert len(server.requests) == attempts
 
 
-def test_without_a_network_the_way_out_is_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "_SECONDS_BEFORE_RETRY", 0.0)
-    with pytest.raises(DownloadError, match=r"point `checkpoint\.uri` at it with file:") as caught:
-        download.download("http://127.0.0.1:9/weights.pth")
+@pytest.fixture
+def full_port() -> Iterator[int]:
+    """A port whose queue is full: the system drops what would connect, as a firewall does."""
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("where", ["nobody there", "no such name", "packets dropped"])
+def test_without_a_network_it_is_tried_once_and_the_way_out_is_said(
+    full_port: int, where: str, edit_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    host = {
+        "nobody there": "127.0.0.1:9",
+        "no such name": "weights.invalid",
+        "packets dropped": f"127.0.0.1:{full_port}",
+    }
+    assert download._TIMEOUT.connect == 5, "eight addresses that do not answer stay below a minute"
+    monkeypatch.setattr(download, "_TIMEOUT", httpx.Timeout(30, connect=0.05))
+    attempts: list[str] = []
+    monkeypatch.setattr(download, "_append", _counted(download._append, attempts))
+    edit_params(checkpoint__uri=f"http://{host[where]}/weights.pth?token=hunter2", checkpoint__sha256="0" * 64)
+    with pytest.raises(NetworkError) as caught:
+        fetch.main()
+    assert len(attempts) == 1
+    assert re.search(
+        r"^no connection to http://[\w.:]+/weights.pth: .*HTTPS_PROXY.*`checkpoint\.uri: file:…`", str(caught.value)
+    )
+    assert not ERRORS_BY_EXIT_CODE[caught.value.exit_code].retryable, "nor does the flow try again"
+
+
+def _counted(call: Callable[..., None], calls: list[str]) -> Callable[..., None]:
+    def counted(url: str, partial: Path) -> None:
+        calls.append(url)
+        call(url, partial)
+
+    return counted
+
+
+def test_a_connection_that_is_lost_on_the_way_is_tried_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike one that never was: the server answers, breaks off, and is gone."""
+    server.cut_after = 60_000
+    attempts: list[str] = []
+    monkeypatch.setattr(download, "_append", _counted(download._append, attempts))
+
+    def go_away(_seconds: float) -> None:
+        if len(attempts) == 1:
+            server.shutdown()
+            server.server_close()
+
+    monkeypatch.setattr(download.time, "sleep", go_away)
+    with pytest.raises(DownloadError, match="60,000 bytes have arrived and are kept") as caught:
+        download.download(server.url)
+    assert len(attempts) == 3
     assert caught.value.retryable
 
 

@@ -61,7 +61,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.mark.usefixtures("no_processes")
 def test_the_whole_decision_on_postgresql(
-    database: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: str, committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passing = Decision("pass", (Check("accuracy", "pass", "fine", 0.0),), None)
     monkeypatch.setattr(gate, "decide", lambda *_arguments: passing)

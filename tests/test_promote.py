@@ -22,8 +22,9 @@ from refit.params import load_params
 from refit.registry import releases, tracking
 from tasks import promote
 from tasks.compare import compare
-from tasks.register import register_candidate
+from tasks.register import find_registered, register_candidate
 
+from .conftest import commit_all
 from .test_tracking import client
 
 pytestmark = pytest.mark.usefixtures("no_processes")
@@ -45,9 +46,9 @@ def candidate(mark: float) -> str:
 
 
 @pytest.fixture
-def passing(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def passing(committed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     decided(monkeypatch, "pass")
-    return trained
+    return committed
 
 
 def champion() -> Any:
@@ -105,6 +106,30 @@ def test_what_did_not_pass_needs_force_and_the_reason_is_kept(
     assert (move["reason"], move["verdict"], move["note"]) == (
         "the gate knows too little", verdict, "without the gate's consent",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["outside of git", "uncommitted changes", "untracked source"])
+def test_without_a_clean_known_commit_it_needs_force_until_it_is_committed(
+    trained: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided(monkeypatch, "pass")
+    if where != "outside of git":
+        commit_all(trained, monkeypatch, "params.yaml", "dvc.yaml", "dvc.lock")
+        (trained / ("dvc.lock" if where == "uncommitted changes" else "extra.py")).write_text("schema: '2.0' # new\n")
+    number = candidate(0.7)
+    with pytest.raises(
+        RefusedError, match=r"is not promoted: it was made .*commit .*`refit register`.*--force goes on"
+    ):
+        promote.promote(number, "x")
+    assert champion() is None
+    plan = promote.promote(number, "it is urgent", is_forced=True, is_dry_run=True)
+    assert plan["verdict"] == "pass"
+    commit_all(trained, monkeypatch, "params.yaml", "dvc.yaml", "dvc.lock", *map(str, trained.glob("*.py")))
+    assert find_registered() is None, "its version does not name this commit"
+    compare()
+    assert register_candidate().version.version == number
+    promote.promote(number, "committed now")
+    assert len(champion().tags["refit.git_commit"]) == 40
 
 
 def test_without_a_reason_nothing_is_decided(passing: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -123,4 +124,18 @@ def test_every_error_has_its_own_exit_code_and_is_drawn() -> None:
     assert len({kind.exit_code for kind in tree}) == len(tree)
     for kind in tree:
         assert kind.__doc__
-        assert kind.__name__ in str(errors.__doc__)
+        assert kind.meaning
+        assert len(vars(kind).keys() & {"exit_code", "meaning"}) == 2, "not its parent's"
+
+
+def test_the_drawn_tree_is_the_tree() -> None:
+    """Names, codes and who is below whom, as the docstring draws them (a code may stand on the next line)."""
+    above: list[type[RefitError]] = []
+    drawn: dict[str, int] = {}
+    for indent, name, code in re.findall(r"^ {4}([│├└─ ]*)(\w+Error)[\s│]+(\d+)", str(errors.__doc__), re.MULTILINE):
+        kind = getattr(errors, name)
+        depth = len(indent) // 4
+        above[depth:] = [kind]
+        assert kind.__bases__ == ((above[depth - 1] if depth else Exception),), name
+        drawn[name] = int(code)
+    assert drawn == {kind.__name__: code for code, kind in ERRORS_BY_EXIT_CODE.items()}

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from refit.modality.image.architectures import IMAGE_ARCHITECTURES
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms import v2
@@ -23,7 +24,6 @@ from refit.checkpoint import convert as legacy
 from refit.errors import CheckpointError, DataError, ParamsError, TrainingError
 from refit.modality.image import files as image_file
 from refit.modality.image import networks as image
-from refit.modality.image.architectures import IMAGE_ARCHITECTURES
 from refit.model.classifier import Classifier
 from refit.params import Augment, Params, load_params
 from refit.training import loop as training

@@ -1,6 +1,6 @@
 """The command `refit`. Libraries are imported by the command that needs them, so that `--help` is quick.
 
-Exit codes: 0 done; 1 to 12 as in refit/errors.py (2 also for a mistake on the command line); 130 interrupted.
+Exit codes are those of refit/errors.py; 2 also for a mistake on the command line.
 """
 
 import json
@@ -15,31 +15,21 @@ import click
 from flows.cli.decide import COMMANDS
 from flows.cli.printing import JSON, print_json
 from refit import collector
-from refit.errors import DataError, RefitError, WorkspaceError, exit_with
+from refit.errors import EXIT_CODES, DataError, RefitError, WorkspaceError, exit_with
 
 if TYPE_CHECKING:
     from flows.retrain import Deliver
 
-_EXIT_CODES = """\b
-Exit codes:
-  0  done                           6  training failed
-  1  any other failure              7  MLflow refused
-  2  wrong parameter or option      8  file, git or DVC trouble
-  3  data not good enough           9  MLflow is down; try again
-  4  checkpoint missing or wrong  130  interrupted
-  5  download failed; try again    10  storage unreachable; try again
-                                   11  training worker lost
-                                   12  Prefect server unreachable
-                                   13  evidence missing or damaged
-                                   14  refused by the evidence, or overtaken
-"""
+_EXIT_CODES = "\n".join(("\b", "Exit codes:", *(f"{code:>5}  {meaning}" for code, meaning in EXIT_CODES.items())))
 
 
 class _Commands(click.Group):
     """The one place that turns a RefitError into one line and an exit code."""
 
     def invoke(self, context: click.Context) -> Any:
-        signal.signal(signal.SIGTERM, _stop)  # a stage runs in a session of its own: it has to be stopped by us
+        # A stage runs in a session of its own: it has to be stopped by us. SIGINT stays ignored where it was at the
+        # start, in the background job of a script: the Ctrl-C of a terminal is for the job in front.
+        signal.signal(signal.SIGTERM, _stop)
         try:
             return super().invoke(context)
         except RefitError as error:
@@ -70,13 +60,14 @@ def main(project: Path | None) -> None:
 def retrain(deliver: "Deliver | None", as_json: bool) -> None:
     """Run the whole flow: validate, fetch, fine-tune, evaluate, register the candidate."""
     _load_params_first()
-    from flows.tools import dvc_process
+    from flows.tools import dvc_process, pipeline
     from flows.tools.local_server import serve_locally
 
     dvc_process.start()
     require_server = serve_locally()  # it starts while the flow is imported
     from flows.retrain import retrain_here
 
+    pipeline.require_readable()
     require_server()
 
     state: Any = retrain_here(deliver or "workspace")

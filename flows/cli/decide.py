@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from flows.cli.printing import JSON, print_json
-from refit.errors import OrchestratorUnavailableError, RefusedError
+from refit.errors import REPRODUCED, OrchestratorUnavailableError, RefusedError
 
 _REASON = click.option("--reason", required=True, help="Why; kept in the history.")
 _DRY_RUN = click.option("--dry-run", "is_dry_run", is_flag=True, help="Check everything, change nothing.")
@@ -54,7 +54,12 @@ def review(version: str, as_json: bool) -> None:
 @click.argument("version")
 @_REASON
 @_EVIDENCE
-@click.option("--force", "is_forced", is_flag=True, help="Although the gate did not pass; the reason is kept.")
+@click.option(
+    "--force",
+    "is_forced",
+    is_flag=True,
+    help="Although the gate did not pass, or no clean commit is named; the reason is kept.",
+)
 @_DRY_RUN
 @JSON
 def promote(version: str, reason: str, seen: str | None, is_forced: bool, is_dry_run: bool, as_json: bool) -> None:
@@ -126,16 +131,13 @@ def diff(first: str, second: str, as_json: bool) -> None:
         click.echo(difference_markdown(found))
 
 
-@click.command()
+@click.command(epilog=f"Exit codes: {', '.join(f'{code} {outcome}' for outcome, code in REPRODUCED.items())}.")
 @click.argument("version")
 @click.option("--keep", type=click.Path(exists=False, path_type=Path), help="Keep the clone in this new folder.")
 @JSON
 def reproduce(version: str, keep: Path | None, as_json: bool) -> None:
-    """Make VERSION again from its commit and data alone, and compare.
-
-    Exit codes: 0 identical, 1 equivalent (every measure within its tolerance), 2 different.
-    """
-    from flows.reproduce import EXIT_CODES, as_text
+    """Make VERSION again from its commit and data alone, and compare."""
+    from flows.reproduce import as_text
     from flows.reproduce import reproduce as act
 
     found = act(version, lambda line: click.echo(line, err=True), keep)
@@ -143,7 +145,7 @@ def reproduce(version: str, keep: Path | None, as_json: bool) -> None:
         print_json(found)
     else:
         click.echo(as_text(found))
-    sys.exit(EXIT_CODES[found["outcome"]])
+    sys.exit(REPRODUCED[found["outcome"]])
 
 
 @click.group()

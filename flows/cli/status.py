@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from flows.tools.pipeline import is_unchanged
+from flows.tools.pipeline import is_unchanged, require_readable
 from refit.errors import TrackingError
 from refit.params import load_params
 from refit.paths import STAGE_OUTPUTS
@@ -14,6 +14,7 @@ from refit.registry.tracking import CANDIDATE, CHAMPION
 
 def gather() -> dict[str, Any]:
     """All of it as plain values. A registry that does not answer is said, not hidden, and not fatal here."""
+    require_readable()
     settings = load_params().register
     found: dict[str, Any] = {
         "would_run": [stage for stage in STAGE_OUTPUTS if not is_unchanged(stage)],

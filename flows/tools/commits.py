@@ -8,20 +8,20 @@ import os
 import subprocess
 
 from refit.errors import StorageUnavailableError, WorkspaceError
+from refit.registry.provenance import untracked_source
 
 _RESULTS = ("dvc.lock", "metrics/evaluation.json", "reports/validation.json")
 _PART_OF_A_RUN = (*_RESULTS, "dvc.yaml", "params.yaml")
 
 
 def require_clean_code() -> None:
-    """Refuse to go on when files that a run does not commit are changed, or code is not in git at all.
+    """Refuse to go on when files that a run does not commit are changed, or source that can be imported is not in git.
 
     Raises:
         WorkspaceError: no git repository, or such files, which are listed.
     """
     changed = _lines("diff", "--name-only", "--relative", "-z", "HEAD")
-    unknown = _lines("ls-files", "--others", "--exclude-standard", "-z", "--", "flows/*.py", "tasks/*.py", "refit/*.py")
-    foreign = [path for path in (*changed, *unknown) if not _belongs(path)]
+    foreign = [path for path in (*changed, *untracked_source()) if not _belongs(path)]
     if foreign:
         raise WorkspaceError(
             f"{', '.join(foreign[:5])}{' and more' if len(foreign) > 5 else ''} changed since the last commit; a run's "
@@ -124,7 +124,10 @@ def _remote(*arguments: str) -> None:
 
 
 def _git(*arguments: str) -> str:
-    result = subprocess.run(["git", *_identity(arguments), *arguments], capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(["git", *_identity(arguments), *arguments], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise WorkspaceError(f"git cannot be run: {error}") from None
     if result.returncode != 0:
         reason = " ".join((result.stderr or result.stdout).split())
         raise WorkspaceError(f"`git {arguments[0]}` failed: {reason}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flows.tools import commits, dvc_process
+from flows.tools.dvc_files import damage_of
 from refit.errors import ERRORS_BY_EXIT_CODE, DataError, RefitError, StorageUnavailableError, WorkspaceError
 
 Answer = TypeVar("Answer")
@@ -23,6 +24,7 @@ _SECONDS_BETWEEN_LOCK_ATTEMPTS = 3.0
 _LOCK_ATTEMPTS = 200  # ten minutes: another `dvc` in the same folder is waited for
 _LOCKED_FOR_LONG = "another DVC process has held this folder's lock for ten minutes; is it still alive?"
 _LOCKED = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
+_RAN = re.compile(r"exited with (-?\d+)")
 _IDLE = re.compile(r"Stage '.*' didn't change, skipping")
 
 
@@ -33,6 +35,15 @@ def is_unchanged(stage: str) -> bool:
         WorkspaceError: DVC cannot tell (no DVC repository, a broken dvc.yaml).
     """
     return _ask(lambda repo: not repo.status(targets=[stage]))
+
+
+def require_readable() -> None:
+    """Read all that DVC keeps in files: its DAG, its lock, and what tracks data.
+
+    Raises:
+        WorkspaceError: one of them is damaged; which, where, and what to do.
+    """
+    _ask(lambda repo: repo.index.stages)
 
 
 def require_source(source: str) -> None:
@@ -96,7 +107,7 @@ def _ask(question: Callable[[Any], Answer]) -> Answer:
 
 def is_known() -> bool:
     """Whether dvc.lock already tells the result of the present code, params and data, wherever its files are."""
-    from dvc.exceptions import ReproductionError
+    from dvc.exceptions import DvcException, ReproductionError
     from dvc.repo import Repo
 
     with Repo() as repo, contextlib.redirect_stdout(io.StringIO()):
@@ -104,6 +115,8 @@ def is_known() -> bool:
             return not repo.reproduce(dry=True, allow_missing=True)
         except ReproductionError:  # a stage would have to run whose inputs are not here
             return False
+        except DvcException as error:
+            raise WorkspaceError(f"DVC cannot read the pipeline: {_reason(error)}") from error
 
 
 def update_sources(log: Callable[[str], None]) -> None:
@@ -180,6 +193,8 @@ def reproduce(
         if status == 0:
             return not (single_item and any(_IDLE.fullmatch(line) for line in lines))
         if not any(_LOCKED.search(line) for line in lines):
+            if not any(_RAN.search(line) for line in lines):
+                require_readable()
             raise _as_error(target, lines)
         log(f"{target}: another DVC process works in this folder; waiting for it")
         time.sleep(_SECONDS_BETWEEN_LOCK_ATTEMPTS)
@@ -217,12 +232,12 @@ def _with_remote(verb: str, act: Callable[[Any], object]) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return damage_of(error) or " ".join(str(error).split())
 
 
 def _as_error(target: str, lines: list[str]) -> RefitError:
     text = "\n".join(lines)
-    exit_code = re.search(r"exited with (-?\d+)", text)
+    exit_code = _RAN.search(text)
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if exit_code and said:
         return ERRORS_BY_EXIT_CODE.get(int(exit_code[1]), RefitError)(said[-1])

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from ..errors import DownloadError, WorkspaceError
+from ..errors import DownloadError, NetworkError, WorkspaceError
 from ..files import publish_json
 from ..params import without_credentials
 from ..progress import say
@@ -25,14 +25,16 @@ from ..progress import say
 DOWNLOADS = Path(".refit/downloads")
 _ATTEMPTS = 3
 _SECONDS_BEFORE_RETRY = 1.0
-_TIMEOUT = httpx.Timeout(30.0)
+_TIMEOUT = httpx.Timeout(30.0, connect=5.0)  # per address that the host's name stands for, and those may be eight
+_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
 
 
 def download(url: str) -> Path:
     """The file behind `url`, complete.
 
     Raises:
-        DownloadError: no network, the server refuses, or the file did not arrive whole after several attempts.
+        NetworkError: there is no way to the server.
+        DownloadError: the server refuses, or the file did not arrive whole after several attempts.
         WorkspaceError: .refit/downloads cannot be written.
     """
     name = Path(urlsplit(url).path).name or "download"
@@ -45,18 +47,21 @@ def download(url: str) -> Path:
     except OSError as error:
         raise WorkspaceError(f"cannot make the folder {folder}: {error.strerror}; move away what is there") from None
     partial = folder / f".{name}.partial"
+    was_reached = False
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             _append(url, partial)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            reason = _reason(error)
+            was_reached = was_reached or not isinstance(error, _NO_CONNECTION)
+            if not was_reached:
+                raise NetworkError(_without_network(url, error)) from None
             if attempt == _ATTEMPTS or not _may_pass(error):
                 raise DownloadError(
-                    f"cannot download {without_credentials(url)}: {reason}; {_size(partial):,} bytes have arrived and "
-                    "are kept. Run again to go on, or fetch the file by other means and point `checkpoint.uri` at it "
-                    "with file:"
+                    f"cannot download {without_credentials(url)}: {_reason(error)}; {_size(partial):,} bytes have "
+                    "arrived and are kept. Run again to go on, or fetch the file by other means and point "
+                    "`checkpoint.uri` at it with file:"
                 ) from None
-            say(f"download interrupted ({reason}); trying again")
+            say(f"download interrupted ({_reason(error)}); trying again")
             time.sleep(_SECONDS_BEFORE_RETRY * 2 ** (attempt - 1))
         else:
             partial.replace(target)
@@ -118,6 +123,14 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= 500 or error.response.status_code == httpx.codes.TOO_MANY_REQUESTS
     return isinstance(error, httpx.HTTPError)
+
+
+def _without_network(url: str, error: Exception) -> str:
+    return (
+        f"no connection to {without_credentials(url)}: {_reason(error)}. Behind a proxy, set HTTPS_PROXY in the "
+        "environment; without a network, bring the file here by other means and set `checkpoint.uri: file:…` and its "
+        "`checkpoint.sha256` in params.yaml"
+    )
 
 
 def _reason(error: Exception) -> str:
