@@ -13,18 +13,21 @@ their digests; `overall` and `per_class` for both; `costs`; `changes` in data an
 
 import dataclasses
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from refit import paths
 from refit.data.changes import data_changes, params_changes
 from refit.errors import EvidenceError, TrackingError, WorkspaceError, run_stage
 from refit.files import publish_json, publish_table, publish_text, sha256_of_file
 from refit.gate import decide as gate
-from refit.gate.decide import Decision, Side
+from refit.gate.checks import Groups, Labels, Side
+from refit.gate.decide import Decision
 from refit.params import Params, as_dict, load_params, public
 from refit.progress import say
 from refit.registry import probe, tracking, versions
@@ -33,10 +36,10 @@ from refit.registry.records import Version
 from refit.registry.tracking import CHAMPION
 from refit.reports.comparison import comparison_markdown, comparison_page
 from refit.reports.disagreements import disagreements
-from refit.scoring import metrics
+from refit.scoring import intervals, measures, metrics
 from refit.scoring.metrics import Scored
 
-_NEEDED = (paths.ACCEPTED, paths.PREDICTIONS, paths.EVALUATION, paths.MODEL_CARD, paths.MODEL_WEIGHTS)
+_NEEDED = (paths.MANIFEST, paths.ACCEPTED, paths.PREDICTIONS, paths.EVALUATION, paths.MODEL_CARD, paths.MODEL_WEIGHTS)
 
 
 def main() -> None:
@@ -57,15 +60,19 @@ def compare() -> dict[str, Any]:
     test, accepted = _test_images()
     champion = tracking.version_with_alias(params.register, CHAMPION)
     golden_files = [Path(name) for name in test["path"].iloc[: probe.NUM_GOLDEN]]
-    candidate_answer = _as_answer(test, probe.ask(None, golden_files, {}, params.finetune.num_threads))
+    candidate_answer = probe.ask(None, golden_files, {}, params.finetune.num_threads)
+    _require_same_model(candidate_answer)
     champion_answer = None if champion is None else _champion_answer(params, champion, test)
-    classes = _all_classes(candidate_answer, champion_answer)
-    new = _side(candidate_answer, test, classes, paths.MODEL_WEIGHTS.stat().st_size)
+    labels = _labels(params, test, candidate_answer, champion_answer)
+    classes = list(labels.names)
+    lasting = labels.lasting(frozenset((champion_answer or candidate_answer).classes))
+    stored = _stored_probabilities(candidate_answer.classes)
+    new = _side(candidate_answer, stored, test, labels, lasting, paths.MODEL_WEIGHTS.stat().st_size)
     old = None
     if champion is not None and champion_answer is not None:
-        old = _side(champion_answer, test, classes, _bytes_of(champion))
-    groups = _groups(test, accepted, classes, params)
-    decision = gate.decide(new, old, groups, params.gate, params.evaluate.calibration_bins, params.seed)
+        old = _side(champion_answer, champion_answer.probabilities.T, test, labels, lasting, _bytes_of(champion))
+    slices = _slices(accepted, params)
+    decision = gate.decide(new, old, labels, slices, params.gate, params.evaluate.calibration_bins, params.seed)
     before = None if champion is None else _history_of(params, champion)
     comparison = _describe(params, decision, champion, new, old, classes, accepted, before)
     _publish(params, comparison, test, accepted, new, old, classes, candidate_answer)
@@ -81,8 +88,9 @@ def _require_outputs() -> None:
 
 
 def _test_images() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The candidate's predictions, one row per test image of the present data; and all accepted images."""
-    accepted, predictions = pd.read_parquet(paths.ACCEPTED), pd.read_parquet(paths.PREDICTIONS)
+    """path, sha256 and label of the images that the candidate was tested on; and all accepted images."""
+    accepted = pd.read_parquet(paths.ACCEPTED)
+    predictions = pd.read_parquet(paths.PREDICTIONS, columns=["path", "sha256", "label"])
     test = accepted[accepted["split"] == "test"].reset_index(drop=True)
     if not test["sha256"].equals(predictions["sha256"]) or not test["label"].equals(predictions["label"]):
         raise EvidenceError(
@@ -95,12 +103,24 @@ def _test_images() -> tuple[pd.DataFrame, pd.DataFrame]:
     return predictions, accepted
 
 
-def _as_answer(test: pd.DataFrame, probed: Answer) -> Answer:
-    """The stage's predictions of all test images, with the costs that the probe measured on some of them."""
-    columns = [name for name in test.columns if name.startswith("p:")]
+def _require_same_model(probed: Answer) -> None:
+    columns = [name for name in pq.read_schema(paths.PREDICTIONS).names if name.startswith("p:")]
     if [f"p:{label}" for label in probed.classes] != columns:
         raise EvidenceError(f"{paths.PREDICTIONS} was made by another model than models/; run `dvc repro evaluate`")
-    return dataclasses.replace(probed, probabilities=test[columns].to_numpy(dtype=np.float64))
+
+
+def _stored_probabilities(classes: Sequence[str]) -> Iterator[np.ndarray]:
+    """The candidate's probabilities of the test images, (n,) of a class at a time: together they may not fit memory."""
+    with pq.ParquetFile(paths.PREDICTIONS) as file:
+        for label in classes:
+            yield file.read([f"p:{label}"], use_threads=False).column(0).to_numpy()
+
+
+def _stored_golden_probabilities(classes: Sequence[str]) -> np.ndarray:
+    """(NUM_GOLDEN or fewer, num_classes): the same of the first images only."""
+    with pq.ParquetFile(paths.PREDICTIONS) as file:
+        first = [next(file.iter_batches(probe.NUM_GOLDEN, columns=[f"p:{label}"])) for label in classes]
+    return np.column_stack([batch.column(0).to_numpy() for batch in first])
 
 
 def _champion_answer(params: Params, champion: Version, test: pd.DataFrame) -> Answer:
@@ -108,17 +128,51 @@ def _champion_answer(params: Params, champion: Version, test: pd.DataFrame) -> A
     return probe.ask(champion.uri, files, tracking.environment(params.register), params.finetune.num_threads)
 
 
-def _all_classes(candidate: Answer, champion: Answer | None) -> list[str]:
-    known = set(candidate.classes) | (set(champion.classes) if champion else set())
-    return sorted(known)
+def _labels(params: Params, test: pd.DataFrame, candidate: Answer, champion: Answer | None) -> Labels:
+    """All classes that a model knows or an image has; and those that the data source has, usable images or not."""
+    known = {*candidate.classes, *(champion.classes if champion else ())}
+    allowed = params.validate.labels
+    found = pd.read_parquet(paths.MANIFEST, columns=["label"])["label"].unique() if allowed is None else allowed
+    return Labels(
+        names=tuple(sorted(known | set(test["label"]))),
+        source=frozenset(found) - {""},  # a row of a table without a label
+        retired=frozenset(params.validate.retired_labels),
+    )
 
 
-def _side(answer: Answer, test: pd.DataFrame, classes: list[str], num_bytes: int) -> Side:
-    """Both models speak of the same classes: one that a model does not know has no probability there."""
-    probabilities = np.zeros((len(test), len(classes)))
-    probabilities[:, [classes.index(label) for label in answer.classes]] = answer.probabilities
-    labels = np.array([classes.index(label) for label in test["label"]])
-    return Side(metrics.score(probabilities, labels), answer.milliseconds_per_image, num_bytes)
+def _side(
+    answer: Answer,
+    columns: Iterable[np.ndarray],
+    test: pd.DataFrame,
+    labels: Labels,
+    lasting: frozenset[str],
+    num_bytes: int,
+) -> Side:
+    """What one model says, in the indices of `labels.names`; a class that it does not know has no probability.
+
+    Args:
+        columns: (n,) probabilities of each of `answer.classes`.
+        lasting: the classes among which it must choose for `Side.among`.
+    """
+    true = pd.Categorical(test["label"], list(labels.names)).codes.astype(np.int64)
+    probability = np.zeros(len(true))  # of the true class
+    highest, predicted = np.full(len(true), -np.inf), np.full(len(true), -1)
+    highest_lasting, among = highest.copy(), predicted.copy()
+    for name, column in zip(answer.classes, columns, strict=True):
+        index = labels.names.index(name)
+        probability[true == index] = column[true == index]
+        _choose(column, index, highest, predicted)
+        if name in lasting:
+            _choose(column, index, highest_lasting, among)
+    loss = -np.log(np.maximum(probability, metrics.SMALLEST_PROBABILITY))
+    scored = Scored(true, predicted, highest, loss, len(labels.names))
+    return Side(frozenset(answer.classes), scored, among, answer.milliseconds_per_image, num_bytes)
+
+
+def _choose(column: np.ndarray, index: int, highest: np.ndarray, chosen: np.ndarray) -> None:
+    """Take a class where it is likelier than all before. What is not a number stays so, for the gate to refuse."""
+    chosen[column > highest] = index
+    np.maximum(highest, column, out=highest)
 
 
 def _bytes_of(champion: Version) -> int:
@@ -128,16 +182,15 @@ def _bytes_of(champion: Version) -> int:
         raise EvidenceError(f"{champion.uri} does not say how large it is; it was not promoted by Refit") from None
 
 
-def _groups(test: pd.DataFrame, accepted: pd.DataFrame, classes: list[str], params: Params) -> dict[str, np.ndarray]:
-    """Classes of the present data, and the slices that split the test images at all."""
-    present = sorted(accepted["label"].unique())
-    groups = {f"class {label}": (test["label"] == label).to_numpy() for label in present if label in classes}
-    rows = accepted[accepted["split"] == "test"].reset_index(drop=True)
-    for column in params.gate.slices:
-        values = sorted(rows[column].unique())
+def _slices(accepted: pd.DataFrame, params: Params) -> list[Groups]:
+    """The slices that split the test images at all."""
+    rows = accepted[accepted["split"] == "test"]
+    found = []
+    for name in params.gate.slices:
+        codes, values = pd.factorize(rows[name], sort=True)
         if len(values) > 1:
-            groups |= {f"{column} {value}": (rows[column] == value).to_numpy() for value in values}
-    return groups
+            found.append(Groups(tuple(f"{name} {value}" for value in values), codes))
+    return found
 
 
 def _history_of(params: Params, champion: Version) -> dict[str, Any]:
@@ -196,10 +249,10 @@ def _describe(
 
 def _overall(side: Side, params: Params) -> dict[str, Any]:
     bins, settings = params.evaluate.calibration_bins, params.gate
-    intervals = metrics.with_intervals(side.scored, bins, settings.bootstrap_samples, settings.confidence, params.seed)
-    table = metrics.reliability(side.scored, bins)
+    found = intervals.with_intervals(side.scored, bins, settings.bootstrap_samples, settings.confidence, params.seed)
+    table = measures.reliability(side.scored, bins)
     return {
-        **{name: dataclasses.asdict(interval) for name, interval in intervals.items()},
+        **{name: dataclasses.asdict(interval) for name, interval in found.items()},
         "reliability": [
             {"confidence": float(confidence), "accuracy": float(accuracy), "count": int(count)}
             for confidence, accuracy, count in zip(table["confidence"], table["accuracy"], table["count"], strict=True)
@@ -238,7 +291,7 @@ def _publish(
 ) -> None:
     files = [Path(name) for name in test["path"].iloc[: probe.NUM_GOLDEN]]
     labels = list(test["label"].iloc[: probe.NUM_GOLDEN])
-    golden = probe.golden(files, labels, candidate.classes, candidate.probabilities[: probe.NUM_GOLDEN])
+    golden = probe.golden(files, labels, candidate.classes, _stored_golden_probabilities(candidate.classes))
     pictures = (
         None
         if old is None

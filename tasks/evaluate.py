@@ -23,7 +23,7 @@ from refit.model.classifier import Classifier
 from refit.params import Evaluate, load_params
 from refit.progress import say
 from refit.reports.evaluation import evaluation_page
-from refit.scoring import metrics
+from refit.scoring import intervals, measures, metrics
 from refit.training.determinism import be_deterministic
 from refit.training.examples import read_inputs
 
@@ -60,15 +60,15 @@ def main() -> None:
 
 def measure(scored: metrics.Scored, classes: Sequence[str], settings: Evaluate, seed: int) -> dict[str, Any]:
     """All measures as the plain values of reports/evaluation.json."""
-    intervals = metrics.with_intervals(
+    overall = intervals.with_intervals(
         scored, settings.calibration_bins, settings.bootstrap_samples, settings.confidence, seed
     )
-    by_class = metrics.per_class(scored)
-    bins = metrics.reliability(scored, settings.calibration_bins)
+    by_class = measures.per_class(scored)
+    bins = measures.reliability(scored, settings.calibration_bins)
     return {
         "num_examples": len(scored.labels),
         "confidence": settings.confidence,
-        "overall": {name: dataclasses.asdict(interval) for name, interval in intervals.items()},
+        "overall": {name: dataclasses.asdict(interval) for name, interval in overall.items()},
         "per_class": {
             label: {
                 "precision": float(by_class["precision"][index]),
@@ -78,7 +78,7 @@ def measure(scored: metrics.Scored, classes: Sequence[str], settings: Evaluate, 
             }
             for index, label in enumerate(classes)
         },
-        "confusion": {"classes": list(classes), "counts": metrics.confusion_matrix(scored).tolist()},
+        "confusion": {"classes": list(classes), "counts": measures.confusion_matrix(scored).tolist()},
         "reliability": [
             {"confidence": float(confidence), "accuracy": float(accuracy), "count": int(count)}
             for confidence, accuracy, count in zip(bins["confidence"], bins["accuracy"], bins["count"], strict=True)

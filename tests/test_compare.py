@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ from refit.data import changes
 from refit.errors import EvidenceError, WorkspaceError
 from refit.files import sha256_of_file
 from refit.gate import evidence
+from refit.gate.checks import Labels
+from refit.gate.decide import decide
 from refit.params import load_params, public
 from refit.registry import probe, tracking
 from refit.registry.provenance import Provenance
 from refit.reports.comparison import comparison_markdown
+from refit.scoring import metrics
+from tasks import compare as comparing
 from tasks import register
 from tasks.compare import compare
 from tasks.register import find_registered, register_candidate
 
-from .conftest import change_params
+from .conftest import ROOT, change_params
 from .test_tracking import client
 
 
@@ -137,6 +142,71 @@ def test_a_test_image_that_changed_since_is_no_evidence(trained: Path) -> None:
     shutil.copy(next(other for other in path.parent.glob("*.png") if other.name != path.name), path)
     with pytest.raises(EvidenceError, match="was changed after it was validated"):
         compare()
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_a_class_of_the_source_that_vanished_is_rejected_unless_it_was_given_up(trained: Path) -> None:
+    """All of its images were unreadable: neither the model nor the accepted images know of it."""
+    manifest = pd.read_parquet(paths.MANIFEST)
+    unreadable = manifest.head(3).assign(label="bird", error="not an image")
+    pd.concat([manifest, unreadable], ignore_index=True).to_parquet(paths.MANIFEST)
+    assert compare()["verdict"] == "reject"
+    [check] = [check for check in json.loads(paths.COMPARISON.read_text())["checks"] if check["name"] == "class bird"]
+    assert "the candidate does not know it, the data source has it" in check["reason"]
+    change_params(trained / "params.yaml", {"validate.retired_labels": ["bird"]})
+    assert not [check for check in compare()["checks"] if check["name"] == "class bird"]
+    change_params(trained / "params.yaml", {"validate.retired_labels": [], "validate.labels": ["cat", "dog"]})
+    assert not [check for check in compare()["checks"] if check["name"] == "class bird"], "it was never wanted"
+
+
+def answer(classes: str, probabilities: np.ndarray) -> probe.Answer:
+    return probe.Answer(tuple(classes), probabilities, 5.0, 1.0, 100.0, {})
+
+
+def test_two_models_speak_of_the_same_classes() -> None:
+    """The candidate knows a, c, d; the champion knew a, b, c, of which b was given up."""
+    labels = Labels(tuple("abcd"), frozenset("acd"), frozenset("b"))
+    test = pd.DataFrame({"label": ["a", "c", "d", "b"]})
+    new = np.array([[0.7, 0.1, 0.2], [0.1, 0.3, 0.6], [0.1, 0.2, 0.7], [0.3, 0.2, 0.5]])
+    old = np.array([[0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
+    lasting = labels.lasting(frozenset("abc"))
+    candidate = comparing._side(answer("acd", new), new.T, test, labels, lasting, 10)
+    champion = comparing._side(answer("abc", old), old.T, test, labels, lasting, 10)
+    assert candidate.scored.labels.tolist() == champion.scored.labels.tolist() == [0, 2, 3, 1]
+    assert candidate.scored.predicted.tolist() == [0, 3, 3, 3]
+    assert candidate.among.tolist() == [0, 2, 2, 0], "d is new"
+    assert champion.scored.predicted.tolist() == [1, 2, 0, 1]
+    assert champion.among.tolist() == [0, 2, 0, 0], "b was given up"
+    unknown = -np.log(metrics.SMALLEST_PROBABILITY)
+    assert candidate.scored.loss == pytest.approx([*-np.log([0.7, 0.3, 0.7]), unknown])
+    assert champion.scored.loss == pytest.approx([*-np.log([0.2, 0.8]), unknown, -np.log(0.8)])
+    stranger = comparing._side(answer("d", new[:, 2:]), new[:, 2:].T, test, labels, lasting, 10)
+    assert stranger.among.tolist() == [-1] * 4, "none of these it can say"
+
+
+def test_a_probability_that_is_no_number_stays_one_for_the_gate_to_refuse() -> None:
+    labels, test = Labels(tuple("ab"), frozenset("ab"), frozenset()), pd.DataFrame({"label": ["a", "b"]})
+    broken = np.array([[0.9, 0.1], [0.2, np.nan]])
+    side = comparing._side(answer("ab", broken), broken.T, test, labels, labels.source, 10)
+    with pytest.raises(EvidenceError, match="not numbers"):
+        decide(side, None, labels, [], load_params(ROOT / "params.yaml").gate, 10, 17)
+
+
+def test_the_probabilities_of_all_images_are_never_in_memory_at_once(project: Path) -> None:
+    names = [f"{index:03d}" for index in range(100)]
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(100), 20_000)  # 16 MB
+    test = pd.DataFrame({"label": np.random.default_rng(0).choice(names, 20_000)})
+    paths.PREDICTIONS.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(probabilities, columns=[f"p:{name}" for name in names]).to_parquet(paths.PREDICTIONS)
+    labels = Labels(tuple(names), frozenset(names), frozenset())
+    known = probe.Answer(tuple(names), probabilities[:0], 5.0, 1.0, 100.0, {})
+    tracemalloc.start()
+    try:
+        side = comparing._side(known, comparing._stored_probabilities(names), test, labels, labels.source, 10)
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
+    assert (side.scored.predicted == probabilities.argmax(axis=1)).all()
 
 
 def test_a_registry_that_is_down_is_not_a_registry_without_champion(

@@ -8,34 +8,54 @@ import numpy as np
 import pytest
 
 from refit.errors import EvidenceError
-from refit.gate import decide as gate
-from refit.gate.decide import Decision, Side, decide
+from refit.gate.checks import Labels, Side
+from refit.gate.decide import Decision, decide
 from refit.params import Gate, load_params
-from refit.scoring.metrics import Interval, Scored
+from refit.scoring.metrics import Scored
 
 from .conftest import ROOT
 
 SETTINGS = load_params(ROOT / "params.yaml").gate
 
 
+WITHOUT_CALIBRATION = {"max_calibration_error_increase": 0.9, "max_log_loss_increase": 9.0}
+
+
 def settings(**changes: Any) -> Gate:
     return dataclasses.replace(SETTINGS, **changes)
+
+
+LABELS = Labels(("0", "1", "2"), frozenset("012"), frozenset())
 
 
 def side(labels: np.ndarray, wrong: Any, confidence: float = 0.95, milliseconds: float = 5.0, size: int = 1000) -> Side:
     """A model of three classes that is wrong on the rows `wrong`."""
     predicted = labels.copy()
     predicted[wrong] = (predicted[wrong] + 1) % 3
-    right = predicted == labels
-    loss = np.where(right, -math.log(confidence), -math.log((1 - confidence) / 2))
-    return Side(Scored(labels, predicted, np.full(len(labels), confidence), loss, 3), milliseconds, size)
+    return said(labels, predicted, "012", 3, confidence, milliseconds=milliseconds, size=size)
+
+
+def said(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    known: str,
+    num_classes: int,
+    confidence: float = 0.95,
+    among: np.ndarray | None = None,
+    milliseconds: float = 5.0,
+    size: int = 1000,
+) -> Side:
+    """A model that knows the classes `known` and says `predicted`."""
+    loss = np.where(predicted == labels, -math.log(confidence), -math.log((1 - confidence) / 2))
+    scored = Scored(labels, predicted, np.full(len(labels), confidence), loss, num_classes)
+    return Side(frozenset(known), scored, predicted if among is None else among, milliseconds, size)
 
 
 def judge(new: Any, old: Any, num_images: int = 600, how: Gate = SETTINGS, **costs: Any) -> Decision:
     """Candidate wrong on the rows `new`, champion on the rows `old`."""
     labels = np.arange(num_images) % 3
-    groups = {f"class {label}": labels == label for label in range(3)}
-    return decide(side(labels, new, **costs), None if old is None else side(labels, old), groups, how, 10, seed=17)
+    champion = None if old is None else side(labels, old)
+    return decide(side(labels, new, **costs), champion, LABELS, [], how, 10, seed=17)
 
 
 def names(decision: Decision, verdict: str) -> set[str]:
@@ -70,16 +90,8 @@ def test_a_tie_says_so_and_names_no_number_of_images() -> None:
 def test_too_little_data_is_said_with_about_how_many_images_would_decide() -> None:
     decision = judge(range(0, 20), range(10, 36), how=settings(max_class_drop=0.9))
     assert decision.verdict == "hold"
-    assert decision.images_needed == pytest.approx(1.96**2 * 26 / 600 / (6 / 600) ** 2, rel=0.01)
+    assert decision.images_needed is not None
     assert f"about {decision.images_needed:,} labelled test images would decide (now 600)" in decision.reasons[0]
-
-
-def test_the_number_of_images_named_does_decide() -> None:
-    """Ten times the images with the same shares of wins and losses: the answer is no longer `hold`."""
-    few, many = judge(range(20), range(10, 36), 600), judge(range(200), range(100, 360), 6000)
-    assert few.images_needed is not None
-    assert few.images_needed < 6000
-    assert many.checks[0].verdict == "pass"
 
 
 def test_few_images_without_a_disagreement_prove_nothing() -> None:
@@ -101,20 +113,26 @@ def test_a_class_that_gets_much_worse_is_not_bought_by_the_others() -> None:
     assert "class 1: 15.0% fewer of 200 images right, allowed are 5.0%" in decision.reasons[0]
 
 
-def test_a_drop_that_chance_explains_is_held_and_not_rejected() -> None:
+def test_a_drop_that_chance_explains_is_no_objection() -> None:
     labels = np.arange(60) % 3
     lost = np.flatnonzero(labels == 1)[:2]  # two of twenty
-    decision = judge(lost, range(0), num_images=60, how=settings(goal="not_worse", margin=0.2))
-    assert "drop of class 1" in names(decision, "hold")
-    assert names(decision, "reject") == set()
+    how = settings(goal="not_worse", margin=0.2, **WITHOUT_CALIBRATION)
+    decision = judge(lost, range(0), num_images=60, how=how)
+    assert decision.verdict == "pass"
 
 
-def test_many_classes_do_not_raise_false_alarms() -> None:
-    """One of 100 groups at p = 0.03 is what chance gives; alone it would be an alarm."""
-    assert gate.holm({"one": 0.03})["one"] == pytest.approx(0.03)
-    many = gate.holm({"one": 0.03} | {f"group {index}": 1.0 for index in range(99)})
-    assert many["one"] == 1.0
-    assert gate.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+def test_a_drop_that_is_shown_but_not_its_size_is_held() -> None:
+    labels = np.arange(60) % 3
+    lost = np.flatnonzero(labels == 1)[:5]  # five of twenty: 1/32, if nothing had changed
+    how = settings(goal="not_worse", margin=0.3, max_class_drop=0.2, **WITHOUT_CALIBRATION)
+    decision = judge(lost, range(0), num_images=60, how=how)
+    assert (names(decision, "hold"), names(decision, "reject")) == ({"drop of class 1"}, set())
+
+
+def test_a_class_of_too_few_images_to_show_anything_is_held_when_it_loses_some() -> None:
+    labels = np.array([0] * 100 + [1] * 100 + [2] * 4)
+    decision = decide(side(labels, [200]), side(labels, range(40)), LABELS, [], SETTINGS, 10, 17)
+    assert names(decision, "hold") == {"drop of class 2"}
 
 
 def test_floors_hold_with_a_champion_that_is_worse_still() -> None:
@@ -123,12 +141,137 @@ def test_floors_hold_with_a_champion_that_is_worse_still() -> None:
     assert {"accuracy floor"} <= names(decision, "reject")
 
 
-def test_a_class_without_test_images_is_never_a_pass() -> None:
-    labels = np.zeros(300, dtype=np.int64)
-    groups = {"class 0": labels == 0, "class 1": labels == 1}
-    decision = decide(side(labels, range(0)), side(labels, range(100)), groups, SETTINGS, 10, 17)
-    assert names(decision, "hold") == {"floor of class 1"}
-    assert decision.verdict == "hold"
+@pytest.mark.parametrize(
+    ("labels", "known", "champion", "source", "retired", "reason"),
+    [
+        ("ab", "ab", "abc", "ab", "", "class c: the candidate does not know it, the champion does"),
+        ("abc", "ab", "abc", "abc", "", "class c: the candidate does not know it, the champion does"),
+        ("abc", "ab", "ab", "abc", "", "class c: the candidate does not know it, the data source has it"),
+        ("ab", "abc", "abc", "ab", "", "class c: no test image, so nothing is known of it"),
+        ("ab", "abc", "ab", "abc", "", "class c: no test image, so nothing is known of it"),
+        ("ab", "abc", None, "abc", "", "class c: no test image, so nothing is known of it"),
+        ("ab", "ab", None, "abc", "", "class c: the candidate does not know it, the data source has it"),
+        ("ab", "ab", "abc", "ab", "c", None),
+        ("ab", "ab", "ab", "abc", "c", None),
+        ("ab", "abc", None, "abc", "c", None),
+    ],
+)
+def test_a_class_cannot_vanish(
+    labels: str, known: str, champion: str | None, source: str, retired: str, reason: str | None
+) -> None:
+    classes = Labels(tuple("abc"), frozenset(source), frozenset(retired))
+    true = np.tile([classes.names.index(name) for name in labels], 200)
+    can_say = [classes.names.index(name) for name in known]
+    new = said(true, np.where(np.isin(true, can_say), true, 0), known, 3)
+    wrong = np.where(np.arange(len(true)) % 5 == 0, (true + 1) % 2, true)
+    old = None if champion is None else said(true, wrong, champion, 3)
+    decision = decide(new, old, classes, [], SETTINGS, 10, 17)
+    if reason is None:
+        assert decision.verdict == "pass"
+    else:
+        assert decision.verdict == "reject"
+        [shown] = [check.reason for check in decision.checks if check.name == "class c"]
+        assert shown.startswith(reason)
+        assert "`validate.retired_labels`" in shown
+
+
+def with_a_new_class(lost: int, stolen: int, goal: str, won: int = 0) -> Decision:
+    """Ten old classes with 100 images each, of which the champion gets 990 right, and a new one with 140, all right.
+
+    Of the images of old classes the candidate takes `lost` for another old class and `stolen` for the new one.
+    """
+    classes = Labels(tuple("abcdefghijk"), frozenset("abcdefghijk"), frozenset())
+    true = np.concatenate([np.arange(1000) % 10, np.full(140, 10)])
+    other = (true + 1) % 10
+    rows = np.arange(len(true))
+    was = np.where((rows < 10) | (true == 10), other, true)
+    still_wrong = (rows >= won) & (rows < 10)
+    among = np.where(still_wrong | ((rows >= 10) & (rows < 10 + lost)), other, np.where(true == 10, 0, true))
+    stolen_rows = (rows >= 500) & (rows < 500 + stolen)
+    predicted = np.where((true == 10) | stolen_rows, 10, among)
+    new, old = said(true, predicted, "abcdefghijk", 11, among=among), said(true, was, "abcdefghij", 11)
+    return decide(new, old, classes, [], settings(goal=goal, **WITHOUT_CALIBRATION), 10, 17)
+
+
+_AMONG, _ON = "accuracy among the champion's classes", "accuracy on the champion's classes"
+
+
+@pytest.mark.parametrize(
+    ("lost", "stolen", "won", "goal", "among", "on"),
+    [
+        (49, 0, 0, "better", "reject", "reject"),  # 0.990 to 0.941, carried by the new class: it was a pass
+        (0, 49, 0, "better", "hold", "reject"),  # all of it called by the new class's name
+        (0, 0, 0, "better", "hold", "pass"),  # the new class is no win over the champion
+        (0, 0, 0, "not_worse", "pass", "pass"),
+        (0, 0, 9, "better", "pass", "pass"),
+        (0, 3, 9, "better", "pass", "pass"),  # what the new class takes may cost less than the margin
+        (0, 40, 9, "better", "pass", "reject"),
+        (12, 0, 0, "not_worse", "hold", "hold"),
+    ],
+)
+def test_a_new_class_hides_no_regression(lost: int, stolen: int, won: int, goal: str, among: str, on: str) -> None:
+    decision = with_a_new_class(lost, stolen, goal, won)
+    verdicts = {check.name: check.verdict for check in decision.checks}
+    assert verdicts["accuracy"] == "pass"
+    assert (verdicts[_AMONG], verdicts[_ON]) == (among, on)
+    assert decision.verdict == max((among, on), key=("pass", "hold", "reject").index)
+
+
+def test_the_number_of_images_is_that_of_the_last_test_to_decide() -> None:
+    assert with_a_new_class(0, 0, "better").images_needed is None, "a tie on the champion's classes"
+    few = with_a_new_class(0, 0, "better", won=5)
+    assert few.images_needed is not None
+    assert f"about {few.images_needed:,} labelled test images would decide (now 1,000)" in few.reasons[0]
+
+
+def test_where_both_know_the_same_classes_the_accuracy_is_tested_once() -> None:
+    assert [check.name for check in judge(range(10), range(60)).checks if check.name.startswith("accuracy")] == [
+        "accuracy", "accuracy floor",
+    ]  # fmt: skip
+
+
+def many_small_classes(seed: int, ruined_to: float | None, alike: float) -> Decision:
+    """100 classes of 20 images; the champion has a recall of 0.85, the candidate 0.89 (the ruined class: 0.9, less).
+
+    `alike` is the share of images on which the two are right or wrong for the same reason.
+    """
+    generator = np.random.default_rng(seed)
+    true = np.repeat(np.arange(100), 20)
+    old, new = np.full(100, 0.85), np.full(100, 0.89)
+    if ruined_to is not None:
+        old[0], new[0] = 0.9, ruined_to
+    luck = generator.random(2000)
+    own_luck = np.where(generator.random(2000) < alike, luck, generator.random(2000))
+    other = (true + generator.integers(1, 100, 2000)) % 100
+    classes = Labels(tuple(f"{index:02d}" for index in range(100)), frozenset(), frozenset())
+    known = [said(true, np.where(own_luck < new[true], true, other), "", 100)]
+    known.append(said(true, np.where(luck < old[true], true, other), "", 100))
+    return decide(known[0], known[1], classes, [], settings(bootstrap_samples=100), 10, 17)
+
+
+def objections(decision: Decision) -> set[str]:
+    found = {check.name for check in decision.checks if check.verdict != "pass"}
+    return {name for name in found if name.startswith(("drop of", "floor of"))}
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.7])
+def test_a_better_candidate_is_not_stopped_by_single_classes(alike: float) -> None:
+    """It was in 97% of such comparisons: of a hundred classes of twenty images some always lose two by chance."""
+    stopped = sum(bool(objections(many_small_classes(seed, None, alike))) for seed in range(200))
+    assert stopped / 200 <= 0.05
+
+
+@pytest.mark.parametrize(("alike", "at_least"), [(0.0, 0.85), (0.7, 0.95)])
+def test_a_ruined_class_among_a_hundred_is_found(alike: float, at_least: float) -> None:
+    found = [objections(many_small_classes(seed, 0.3, alike)) for seed in range(100)]
+    assert sum("drop of class 00" in names for names in found) / 100 >= at_least
+
+
+def test_a_class_below_the_floor_that_had_nothing_to_lose_is_held() -> None:
+    """New to the champion, or all classes of the first: no drop would show it."""
+    labels = np.arange(60) % 3
+    wrong = np.flatnonzero(labels == 1)[:12]  # eight of twenty right
+    assert names(judge(wrong, None, num_images=60, how=settings(min_accuracy=0.5)), "hold") == {"floor of class 1"}
 
 
 def test_calibration_is_judged() -> None:
@@ -157,44 +300,17 @@ def test_missing_evidence_is_an_error_and_never_a_verdict() -> None:
     good = side(labels, range(0))
     other = side((labels + 1) % 3, range(0))
     with pytest.raises(EvidenceError, match="not scored on the same images"):
-        decide(good, other, {}, SETTINGS, 10, 17)
+        decide(good, other, LABELS, [], SETTINGS, 10, 17)
     for broken in (
         dataclasses.replace(good, milliseconds_per_image=math.nan),
         dataclasses.replace(good, bytes=0),
         dataclasses.replace(good, scored=dataclasses.replace(good.scored, loss=np.full(60, np.nan))),
     ):
         with pytest.raises(EvidenceError):
-            decide(good, broken, {}, SETTINGS, 10, 17)
+            decide(good, broken, LABELS, [], SETTINGS, 10, 17)
         with pytest.raises(EvidenceError):
-            decide(broken, good, {}, SETTINGS, 10, 17)
-
-
-@pytest.mark.parametrize(
-    ("won", "lost", "p_value"),
-    [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (1, 9, 0.021484375), (10, 2, 0.03857421875)],
-)
-def test_mcnemar_is_exact(won: int, lost: int, p_value: float) -> None:
-    assert gate.mcnemar(won, lost) == pytest.approx(p_value)
-
-
-def test_the_binomial_tail_stands_thousands_of_trials() -> None:
-    from scipy.stats import binom
-
-    for most, trials, chance in [(3, 10, 0.3), (480, 1000, 0.5), (9_900, 10_000, 0.99), (4, 4, 0.2), (0, 9, 0.0)]:
-        assert gate.binomial_tail(most, trials, chance) == pytest.approx(binom.cdf(most, trials, chance))
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
-    """2% won, 1% lost: the interval of the difference must hold 1% in about 95 of 100 test sets."""
-    generator = np.random.default_rng(0)
-    hits, how = 0, settings(bootstrap_samples=300)
-    for _ in range(300):
-        draw = generator.random(500)
-        interval = gate.accuracy_difference(draw < 0.02, draw > 0.99, how, seed=1)
-        hits += interval.low <= 0.01 <= interval.high
-    assert 0.93 <= hits / 300 <= 1.0
+            decide(broken, good, LABELS, [], SETTINGS, 10, 17)
 
 
 def test_the_same_evidence_gives_the_same_decision() -> None:
     assert judge(range(20), range(26)) == judge(range(20), range(26))
-    assert isinstance(gate.accuracy_difference(np.ones(5) > 0, np.ones(5) < 0, SETTINGS, 1), Interval)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 
-from refit.scoring import metrics
+from refit.scoring import measures, metrics
 from refit.training.determinism import example_keys, step_seed, uniforms
 
 GENERATOR = np.random.default_rng(5)
@@ -17,12 +17,12 @@ SCORED = metrics.score(PROBABILITIES, LABELS)
 def test_the_measures_are_those_of_scikit_learn() -> None:
     predicted = PROBABILITIES.argmax(axis=1)
     assert metrics.accuracy(SCORED) == pytest.approx(accuracy_score(LABELS, predicted))
-    assert metrics.macro_f1(SCORED) == pytest.approx(f1_score(LABELS, predicted, average="macro"))
+    assert measures.macro_f1(SCORED) == pytest.approx(f1_score(LABELS, predicted, average="macro"))
     assert metrics.negative_log_likelihood(SCORED) == pytest.approx(log_loss(LABELS, PROBABILITIES))
-    assert metrics.confusion_matrix(SCORED).tolist() == confusion_matrix(LABELS, predicted).tolist()
+    assert measures.confusion_matrix(SCORED).tolist() == confusion_matrix(LABELS, predicted).tolist()
     expected = precision_recall_fscore_support(LABELS, predicted)
     for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
-        assert metrics.per_class(SCORED)[name] == pytest.approx(values)
+        assert measures.per_class(SCORED)[name] == pytest.approx(values)
 
 
 def test_calibration_error_by_hand() -> None:
@@ -34,27 +34,13 @@ def test_calibration_error_by_hand() -> None:
         num_classes=2,
     )
     # Bin 0.6 to 0.7: confidence 0.65, accuracy 0.5. Bin 0.9 to 1: confidence 0.955, accuracy 1.
-    assert metrics.expected_calibration_error(scored, 10) == pytest.approx((2 * 0.15 + 2 * 0.045) / 4)
-    assert metrics.reliability(scored, 10)["count"].tolist() == [0, 0, 0, 0, 0, 0, 2, 0, 0, 2]
+    assert measures.expected_calibration_error(scored, 10) == pytest.approx((2 * 0.15 + 2 * 0.045) / 4)
+    assert measures.reliability(scored, 10)["count"].tolist() == [0, 0, 0, 0, 0, 0, 2, 0, 0, 2]
 
 
 def test_a_certain_mistake_has_a_finite_loss() -> None:
     scored = metrics.score(np.array([[1.0, 0.0]]), np.array([1]))
     assert np.isfinite(metrics.negative_log_likelihood(scored))
-
-
-def test_intervals_hold_the_value_and_shrink_with_the_data() -> None:
-    small = metrics.with_intervals(SCORED.take(np.arange(100)), 10, 500, 0.95, seed=1)
-    large = metrics.with_intervals(SCORED, 10, 500, 0.95, seed=1)
-    for name in ("accuracy", "macro_f1", "negative_log_likelihood"):
-        assert large[name].low <= large[name].value <= large[name].high
-        assert large[name].high - large[name].low < small[name].high - small[name].low
-    # The normal approximation of a proportion's interval is close at n = 400.
-    share = large["accuracy"].value
-    assert large["accuracy"].high - large["accuracy"].low == pytest.approx(
-        2 * 1.96 * np.sqrt(share * (1 - share) / 400), rel=0.15
-    )
-    assert large == metrics.with_intervals(SCORED, 10, 500, 0.95, seed=1)
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])

@@ -1,59 +1,38 @@
 """The gate: whether a candidate may be promoted, decided purely, from numbers, with its reasons.
 
-    decision = decide(candidate, champion, groups, settings, num_bins=10, seed=17)
+    decision = decide(candidate, champion, labels, slices, settings, num_bins=10, seed=17)
 
 Every check ends in `pass`, `hold` (the test images are too few to tell) or `reject`; the worst of them is the
 verdict. Both models are measured on the same images, so all differences (candidate minus champion) are paired:
 
-    accuracy difference   percentile bootstrap over images (Efron 1979), widened to the adjusted Wald interval of
-                          Agresti and Min (2005): a bootstrap of few or no disagreements is too sure of itself
-    disagreements         exact McNemar test, two-sided
-    classes and slices    exact one-sided tests, corrected together by Holm (1979)
+    accuracy difference   adjusted Wald interval of Agresti and Min (2005) and exact McNemar test, two-sided
+    the same, where the two do not know the same classes: on the champion's classes alone (see `_accuracies`)
+    classes and slices    exact one-sided tests, corrected together; an objection needs evidence
     calibration           paired bootstrap of the expected calibration error and of the log loss
     latency and size      ratios
+    every class           known to the candidate, and with test images, unless it was given up on purpose
 
-A tie is not a win: with `goal: better` the candidate must be shown to be better.
+A tie is not a win: with `goal: better` the candidate must be shown to be better. The tests are in
+refit/gate/statistics.py.
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 
 from ..errors import EvidenceError
 from ..params import Gate
-from ..scoring import metrics
-from ..scoring.metrics import Interval, Scored
+from ..scoring import intervals, measures, metrics
+from ..scoring.intervals import Interval
+from .checks import Check, Groups, Labels, Side, Verdict
+from .group_checks import group_drops, recall_floors, tally_of
+from .statistics import at_most, decided, images_needed, mcnemar, paired_interval
 
-Verdict = Literal["pass", "hold", "reject"]
 _ORDER: tuple[Verdict, ...] = ("pass", "hold", "reject")
-_MOST_IMAGES = 10_000_000
-"""Beyond this many images the answer to "how many would decide?" is that no number would."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """One model as the gate sees it: its predictions, and what it costs to run."""
-
-    scored: Scored
-    milliseconds_per_image: float
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Check:
-    """One question and its answer. `value` is compared with `limit`; `low` and `high` are its interval, if any."""
-
-    name: str
-    verdict: Verdict
-    reason: str
-    value: float
-    limit: float | None = None
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +53,8 @@ class Decision:
 def decide(
     candidate: Side,
     champion: Side | None,
-    groups: Mapping[str, np.ndarray],
+    labels: Labels,
+    slices: Sequence[Groups],
     settings: Gate,
     num_bins: int,
     seed: int,
@@ -84,7 +64,8 @@ def decide(
     Args:
         candidate: its predictions on the test images.
         champion: the same images, predicted by the champion; None only where the registry says that there is none.
-        groups: name of a class or slice -> (n,) bool, which images belong to it.
+        labels: the classes.
+        slices: other groups of the test images that are judged apart.
         settings: the section `gate` of params.yaml.
         num_bins: bins of the calibration error.
         seed: of the bootstrap.
@@ -93,97 +74,26 @@ def decide(
         EvidenceError: no test images, or the two sides are not about the same images, or a number is not finite.
     """
     _require_evidence(candidate, champion)
-    floors = (_floor(candidate, settings), *_recall_floors(candidate, groups, settings))
+    tally = tally_of(candidate, champion, labels, slices)
+    common = (
+        _floor(candidate, settings),
+        *recall_floors(tally, settings),
+        *_missing_classes(candidate, champion, labels),
+    )
     if champion is None:
-        checks = (_beats_guessing(candidate, settings), *floors)
+        checks = (_beats_guessing(candidate, settings), *common)
         return Decision(_worst(checks), checks, None)
-    accuracy, needed = _accuracy(candidate, champion, settings, seed)
+    accuracies = _accuracies(candidate, champion, labels, settings)
     checks = (
-        accuracy,
-        *floors,
-        *_group_drops(candidate, champion, groups, settings),
+        *(test.check for test in accuracies),
+        *common,
+        *group_drops(tally, settings),
         *_calibration(candidate, champion, settings, num_bins, seed),
         _ratio("latency", candidate.milliseconds_per_image, champion.milliseconds_per_image, settings),
         _ratio("size", candidate.bytes, champion.bytes, settings),
     )
     verdict = _worst(checks)
-    return Decision(verdict, checks, needed if verdict == "hold" and accuracy.verdict == "hold" else None)
-
-
-# The statistics
-
-
-def mcnemar(num_won: int, num_lost: int) -> float:
-    """Exact two-sided p-value of McNemar's test (1947): are wins and losses equally likely?"""
-    return min(1.0, 2 * binomial_tail(min(num_won, num_lost), num_won + num_lost, 0.5))
-
-
-def binomial_tail(most: int, num_trials: int, chance: float) -> float:
-    """P(X <= most) for a binomial X, summed in logarithms so that thousands of trials do no harm."""
-    if most >= num_trials or chance <= 0:
-        return 1.0
-    if chance >= 1:
-        return 0.0
-    logs = [
-        math.lgamma(num_trials + 1)
-        - math.lgamma(hits + 1)
-        - math.lgamma(num_trials - hits + 1)
-        + hits * math.log(chance)
-        + (num_trials - hits) * math.log1p(-chance)
-        for hits in range(most + 1)
-    ]
-    largest = max(logs)
-    return min(1.0, math.exp(largest) * math.fsum(math.exp(value - largest) for value in logs))
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p-values adjusted for being many (Holm 1979): the chance of any false alarm stays below the level."""
-    adjusted, highest = {}, 0.0
-    for rank, (name, value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * value))
-        adjusted[name] = highest
-    return adjusted
-
-
-def accuracy_difference(won: np.ndarray, lost: np.ndarray, settings: Gate, seed: int) -> Interval:
-    """The paired accuracy difference with its interval.
-
-    Args:
-        won: (n,) bool, images that only the candidate gets right.
-        lost: (n,) bool, images that only the champion gets right.
-    """
-    difference = won.astype(np.int64) - lost.astype(np.int64)  # (n,) in -1, 0, 1
-    num_images = len(difference)
-    generator = np.random.Generator(np.random.Philox(seed))
-    chances = np.array([won.mean(), lost.mean(), 1 - won.mean() - lost.mean()])
-    # Resampling three-valued images is drawing from a multinomial distribution.
-    draws = generator.multinomial(num_images, np.clip(chances, 0, 1), settings.bootstrap_samples)
-    resampled = (draws[:, 0] - draws[:, 1]) / num_images
-    tail = (1 - settings.confidence) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    wald_low, wald_high = _agresti_min(int(won.sum()), int(lost.sum()), num_images, settings.confidence)
-    return Interval(float(difference.mean()), min(float(low), wald_low), max(float(high), wald_high))
-
-
-def images_needed(distance: float, disagreement: float, confidence: float) -> int | None:
-    """About how many images make the half width of a paired interval `distance`; None: no number would.
-
-    The variance of one image's difference is at most the share of images on which the models disagree.
-    """
-    if distance <= 0:
-        return None
-    quantile = NormalDist().inv_cdf(0.5 + confidence / 2)
-    needed = math.ceil(quantile**2 * max(disagreement, 1e-3) / distance**2)
-    return needed if needed <= _MOST_IMAGES else None
-
-
-def _agresti_min(num_won: int, num_lost: int, num_images: int, confidence: float) -> tuple[float, float]:
-    quantile = NormalDist().inv_cdf(0.5 + confidence / 2)
-    total = num_images + 2  # half an image is added to each of the four cells
-    won, lost = num_won + 0.5, num_lost + 0.5
-    middle = (won - lost) / total
-    half = quantile * math.sqrt(won + lost - (won - lost) ** 2 / total) / total
-    return middle - half, middle + half
+    return Decision(verdict, checks, _needed(accuracies) if verdict == "hold" else None)
 
 
 # The checks
@@ -204,60 +114,111 @@ def _require_evidence(candidate: Side, champion: Side | None) -> None:
         raise EvidenceError("candidate and champion were not scored on the same images; run `refit compare` again")
 
 
-def _right(side: Side) -> np.ndarray:
-    return side.scored.predicted == side.scored.labels
+@dataclass(frozen=True)
+class _Test:
+    check: Check
+    needed: int | None  # about how many images would decide; None: no number, or there is nothing left to decide
 
 
-def _accuracy(candidate: Side, champion: Side, settings: Gate, seed: int) -> tuple[Check, int | None]:
-    right, was_right = _right(candidate), _right(champion)
-    won, lost = right & ~was_right, was_right & ~right
-    difference = accuracy_difference(won, lost, settings, seed)
-    p_value = mcnemar(int(won.sum()), int(lost.sum()))
-    numbers = (
-        f"{difference.value:+.2%} ({difference.low:+.2%} to {difference.high:+.2%}); only the candidate is right on "
-        f"{won.sum():,} images, only the champion on {lost.sum():,} (McNemar p = {p_value:.3g})"
+def _accuracies(candidate: Side, champion: Side, labels: Labels, settings: Gate) -> tuple[_Test, ...]:
+    """The accuracy test on all images and, where the two do not know the same classes, on the champion's alone.
+
+    The champion cannot win an image of a class that it does not know, so a new class could carry a candidate that
+    forgot the old ones. Two more tests look at the images of the champion's classes only:
+
+    - Both models must choose among these classes. Nothing new can help or harm, so the same goal is asked for.
+    - Both models say what they say. Calling an old thing by a new name is a mistake that users will see; it may cost
+      no more than `margin`. That it should even gain accuracy here would be too much to ask of a new class.
+    """
+    tests = (_accuracy("accuracy", "", candidate.right, champion.right, settings),)
+    lasting = labels.lasting(champion.classes)
+    old = np.isin(candidate.scored.labels, [labels.names.index(name) for name in lasting])
+    if candidate.classes == champion.classes or not old.any():
+        return tests
+    among, was_among = (side.among[old] == side.scored.labels[old] for side in (candidate, champion))
+    not_worse = dataclasses.replace(settings, goal="not_worse")
+    return (
+        *tests,
+        _accuracy("accuracy among the champion's classes", _AMONG, among, was_among, settings),
+        _accuracy("accuracy on the champion's classes", _ON, candidate.right[old], champion.right[old], not_worse),
     )
-    verdict, what, distance = _judge_difference(difference, p_value, settings)
-    disagreement = float((won | lost).mean())
-    needed = images_needed(distance, disagreement, settings.confidence) if verdict == "hold" else None
+
+
+_AMONG = "choosing among the champion's classes, where a new one is no win: "
+_ON = "on images of the champion's classes: "
+
+
+def _accuracy(name: str, where: str, right: np.ndarray, was_right: np.ndarray, settings: Gate) -> _Test:
+    num_images = len(right)
+    won, lost = int((right & ~was_right).sum()), int((was_right & ~right).sum())
+    value = (won - lost) / num_images
+    low, high = map(float, paired_interval(won, lost, num_images, settings.confidence))
+    numbers = (
+        f"{value:+.2%} ({low:+.2%} to {high:+.2%}); only the candidate is right on {won:,} images, only the champion "
+        f"on {lost:,} (McNemar p = {float(mcnemar(won, lost)):.3g})"
+    )
+    verdict, what = _judge_difference(won, lost, num_images, settings)
+    needed = images_needed(won, lost, num_images, settings) if verdict == "hold" else None
     if verdict == "hold":
-        what += _how_many(needed, len(right))
+        what += _how_many(needed, num_images)
     limit = 0.0 if settings.goal == "better" else -settings.margin
-    check = Check("accuracy", verdict, f"{what}: {numbers}", difference.value, limit, difference.low, difference.high)
-    return check, needed
+    return _Test(Check(name, verdict, f"{where}{what}: {numbers}", value, limit, low, high), needed)
 
 
-def _judge_difference(difference: Interval, p_value: float, settings: Gate) -> tuple[Verdict, str, float]:
-    """(verdict, why, how far the value is from what must be excluded)."""
-    is_significant = p_value < 1 - settings.confidence
-    if difference.high < -settings.margin or (is_significant and difference.value < 0 and settings.goal == "better"):
-        return "reject", "the candidate is less accurate than the champion", 0.0
+def _judge_difference(won: int, lost: int, num_images: int, settings: Gate) -> tuple[Verdict, str]:
+    is_worse, reaches_goal = decided(won, lost, num_images, settings)
+    if is_worse:
+        return "reject", "the candidate is less accurate than the champion"
     if settings.goal == "not_worse":
-        if difference.low > -settings.margin:
-            return "pass", f"not worse than the champion by {settings.margin:.2%} or more", 0.0
-        return "hold", f"not shown to lose less than {settings.margin:.2%}", difference.value + settings.margin
-    if difference.low > 0 and is_significant:
-        return "pass", "more accurate than the champion", 0.0
-    tie = "; a tie is not a win" if difference.value == 0 else ""
-    within = f" (but not worse by {settings.margin:.2%})" if difference.low > -settings.margin else ""
-    return "hold", f"not shown to be more accurate than the champion{within}{tie}", difference.value
+        if reaches_goal:
+            return "pass", f"not worse than the champion by {settings.margin:.2%} or more"
+        return "hold", f"not shown to lose less than {settings.margin:.2%}"
+    if reaches_goal:
+        return "pass", "more accurate than the champion"
+    low, _ = paired_interval(won, lost, num_images, settings.confidence)
+    within = f" (but not worse by {settings.margin:.2%})" if low > -settings.margin else ""
+    tie = "; a tie is not a win" if won == lost else ""
+    return "hold", f"not shown to be more accurate than the champion{within}{tie}"
 
 
 def _how_many(needed: int | None, present: int) -> str:
     if needed is None:
         return "; at this difference no number of images would show it"
-    if needed <= present:
-        return f"; a few more than the present {present:,} labelled test images would decide"
     return f"; about {needed:,} labelled test images would decide (now {present:,})"
 
 
+def _needed(tests: Sequence[_Test]) -> int | None:
+    """With how many images the last of the tests on hold would decide."""
+    needed = [test.needed for test in tests if test.check.verdict == "hold"]
+    return max((number for number in needed if number), default=None) if all(needed) else None
+
+
+def _missing_classes(candidate: Side, champion: Side | None, labels: Labels) -> list[Check]:
+    """Nothing is known of a class without test images, and a class that the candidate cannot say is lost."""
+    known = frozenset() if champion is None else champion.classes
+    counts = np.bincount(candidate.scored.labels, minlength=len(labels.names))
+    images = dict(zip(labels.names, counts.tolist(), strict=True))
+    way_out = "add labelled images of it and run `refit retrain`, or name it in `validate.retired_labels`"
+    checks = []
+    for name in sorted((labels.source | known | candidate.classes) - labels.retired):
+        if name not in candidate.classes:
+            whose = "the champion does" if name in known else "the data source has it"
+            problem = f"the candidate does not know it, {whose}"
+        elif not images.get(name):
+            problem = "no test image, so nothing is known of it"
+        else:
+            continue
+        checks.append(Check(f"class {name}", "reject", f"class {name}: {problem}; {way_out}", images.get(name, 0)))
+    return checks
+
+
 def _floor(candidate: Side, settings: Gate) -> Check:
-    right = _right(candidate)
+    right = candidate.right
     name, limit = "accuracy floor", settings.min_accuracy
     value, num_right, num_images = float(right.mean()), int(right.sum()), len(right)
     alpha = 1 - settings.confidence
     if value < limit:
-        verdict: Verdict = "reject" if binomial_tail(num_right, num_images, limit) < alpha else "hold"
+        verdict: Verdict = "reject" if at_most(num_right, num_images, limit) < alpha else "hold"
         return Check(name, verdict, f"accuracy {value:.2%} is below the floor {limit:.2%}", value, limit)
     return Check(name, "pass", f"accuracy {value:.2%} is at least {limit:.2%}", value, limit)
 
@@ -267,9 +228,9 @@ def _beats_guessing(candidate: Side, settings: Gate) -> Check:
     scored = candidate.scored
     counts = np.bincount(scored.labels, minlength=scored.num_classes)
     guess = counts.argmax()
-    right, guessed_right = _right(candidate), scored.labels == guess
+    right, guessed_right = candidate.right, scored.labels == guess
     won, lost = int((right & ~guessed_right).sum()), int((guessed_right & ~right).sum())
-    p_value = mcnemar(won, lost)
+    p_value = float(mcnemar(won, lost))
     value, share = float(right.mean()), float(counts[guess] / len(right))
     numbers = f"{value:.2%} right on {len(right):,} images, against {share:.2%} (McNemar p = {p_value:.3g})"
     if value > share and p_value < 1 - settings.confidence:
@@ -278,72 +239,18 @@ def _beats_guessing(candidate: Side, settings: Gate) -> Check:
     return Check("first champion", verdict, f"not shown to be better than guessing: {numbers}", value, share)
 
 
-def _recall_floors(candidate: Side, groups: Mapping[str, np.ndarray], settings: Gate) -> tuple[Check, ...]:
-    right, limit = _right(candidate), settings.min_class_recall
-    members = {name: rows for name, rows in groups.items() if rows.any()}
-    tests = {name: binomial_tail(int(right[rows].sum()), int(rows.sum()), limit) for name, rows in members.items()}
-    adjusted = holm(tests)
-    checks = [_empty(name) for name in groups if name not in members]
-    for name, rows in members.items():
-        value = float(right[rows].mean())
-        if value < limit:
-            verdict: Verdict = "reject" if adjusted[name] < 1 - settings.confidence else "hold"
-            text = f"{name}: {value:.1%} of {rows.sum():,} images right, the floor is {limit:.1%}"
-            checks.append(Check(f"floor of {name}", verdict, text, value, limit))
-    return tuple(checks)
-
-
-def _empty(name: str) -> Check:
-    return Check(f"floor of {name}", "hold", f"{name}: no test image, so nothing is known", 0.0)
-
-
-def _group_drops(
-    candidate: Side, champion: Side, groups: Mapping[str, np.ndarray], settings: Gate
-) -> tuple[Check, ...]:
-    """Checks of the classes and slices that lost more than allowed."""
-    right, was_right = _right(candidate), _right(champion)
-    won, lost = right & ~was_right, was_right & ~right
-    members = {name: rows for name, rows in groups.items() if rows.any()}
-    # One-sided: is losing an image more likely than winning one?
-    tests = {
-        name: binomial_tail(int(won[rows].sum()), int((won | lost)[rows].sum()), 0.5) for name, rows in members.items()
-    }
-    adjusted = holm(tests)
-    checks = []
-    for name, rows in members.items():
-        drop = float(lost[rows].mean() - won[rows].mean())
-        if drop > settings.max_class_drop:
-            verdict: Verdict = "reject" if adjusted[name] < 1 - settings.confidence else "hold"
-            text = (
-                f"{name}: {drop:.1%} fewer of {rows.sum():,} images right, allowed are {settings.max_class_drop:.1%} "
-                f"(p = {adjusted[name]:.3g}, corrected for {len(members)} groups)"
-            )
-            checks.append(Check(f"drop of {name}", verdict, text, drop, settings.max_class_drop))
-    return tuple(checks)
-
-
 def _calibration(candidate: Side, champion: Side, settings: Gate, num_bins: int, seed: int) -> tuple[Check, Check]:
-    generator = np.random.Generator(np.random.Philox(seed))
-    num_images = len(candidate.scored.labels)
-    rows = [generator.integers(num_images, size=num_images) for _ in range(settings.bootstrap_samples)]
-
-    def difference(picked: np.ndarray | slice) -> tuple[float, float]:
-        new, old = (side.scored.take(picked) for side in (candidate, champion))  # type: ignore[arg-type]
-        return (
-            metrics.expected_calibration_error(new, num_bins) - metrics.expected_calibration_error(old, num_bins),
-            metrics.negative_log_likelihood(new) - metrics.negative_log_likelihood(old),
-        )
-
-    values, resampled = difference(slice(None)), np.array([difference(picked) for picked in rows])
-    tail = (1 - settings.confidence) / 2
-    lows, highs = np.quantile(resampled, [tail, 1 - tail], axis=0)
-    limits = (settings.max_calibration_error_increase, settings.max_log_loss_increase)
-    names = ("calibration error", "log loss")
-    first, second = (
-        _increase(name, Interval(value, float(low), float(high)), limit)
-        for name, value, low, high, limit in zip(names, values, lows, highs, limits, strict=True)
+    sides = (candidate.scored, champion.scored)
+    draws = intervals.calibration_draws(sides, num_bins, settings.bootstrap_samples, seed)
+    changes = draws[:, 0] - draws[:, 1]  # (bootstrap_samples, 2)
+    errors = [measures.expected_calibration_error(side, num_bins) for side in sides]
+    losses = [metrics.negative_log_likelihood(side) for side in sides]
+    error = intervals.percentile(errors[0] - errors[1], changes[:, 0], settings.confidence)
+    loss = intervals.percentile(losses[0] - losses[1], changes[:, 1], settings.confidence)
+    return (
+        _increase("calibration error", error, settings.max_calibration_error_increase),
+        _increase("log loss", loss, settings.max_log_loss_increase),
     )
-    return first, second
 
 
 def _increase(name: str, change: Interval, limit: float) -> Check:

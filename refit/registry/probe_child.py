@@ -3,7 +3,7 @@
     python -I probe_child.py < request
 
 The request, JSON, names files of this machine only: `examples`, `answer` (to write), and the model, either
-`weights` and `card`, which the code in `code` reads, or `folder`, an MLflow model that brings its own code; `num_threads`
+`weights` and `card`, which the code in `code` reads, or `folder`, an MLflow model with its own code; `num_threads`
 are torch's. The answer has `classes`, `probabilities` ([example][class]), `milliseconds_per_image` (one at a time,
 decoding included), `seconds_to_load`, `peak_megabytes` and `versions`; or `error`.
 """
