@@ -1,21 +1,20 @@
-"""The effect `compare`: candidate against champion, on the same test images; what the gate says about it.
+"""The effect `compare`: candidate against champion, on the same test examples; what the gate says about it.
 
     comparison = compare()      the outputs of the stages, the champion in the registry
                                 -> reports/comparison.{json,html,md}, reports/golden.json, reports/images.csv
 
 Not a DVC stage: it depends on a server. The champion is asked for directly by its alias; "there is none yet" is
-only believed from a registry that answers so. It predicts in a process of its own, with its own stored code.
+only believed from a registry that answers so. It predicts in a process of its own, with its own stored code, and
+without anything that is secret here.
 
-`comparison.json` has `verdict`, `reasons`, `images_needed`, `checks`; `candidate` and `champion` (null: none yet) with
-their digests; `overall` and `per_class` for both; `costs`; `changes` in data and params; `gate`, the settings used.
-`images.csv` has path, sha256, label, split of every accepted image: what the next comparison tells changes from.
+comparison.json is a record (`refit/gate/comparison.py`). `images.csv` has path, sha256, label, split of every accepted
+example: what the next comparison tells changes from.
 """
 
-import dataclasses
-import json
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,30 +23,44 @@ import pyarrow.parquet as pq
 from refit import paths
 from refit.data.changes import data_changes, params_changes
 from refit.errors import EvidenceError, TrackingError, WorkspaceError, run_stage
-from refit.files import publish_json, publish_table, publish_text, sha256_of_file
-from refit.gate import decide as gate
+from refit.files import publish_table, publish_text, sha256_of_file
 from refit.gate.checks import Groups, Labels, Side
-from refit.gate.decide import Decision
+from refit.gate.comparison import FORMAT, Changes, Compared, Comparison, Costs, class_rows, side_measures
+from refit.gate.decide import Decision, decide
+from refit.gate.evidence import Bundle
+from refit.gate.golden import NUM_GOLDEN, golden
+from refit.model.card import read_card
 from refit.params import Params, as_dict, load_params, public
 from refit.progress import say
-from refit.registry import probe, tracking, versions
-from refit.registry.probe import Answer
+from refit.records import publish_record
+from refit.registry import tracking, versions
+from refit.registry.probe import Answer, Bare, ask
 from refit.registry.records import Version
 from refit.registry.tracking import CHAMPION
 from refit.reports.comparison import comparison_markdown, comparison_page
 from refit.reports.disagreements import disagreements
-from refit.scoring import intervals, measures, metrics
+from refit.scoring import metrics
 from refit.scoring.metrics import Scored
 
 _NEEDED = (paths.MANIFEST, paths.ACCEPTED, paths.PREDICTIONS, paths.EVALUATION, paths.MODEL_CARD, paths.MODEL_WEIGHTS)
 
 
+@dataclass(frozen=True)
+class _Champion:
+    """The version, what it says of the test examples, and what it was made of."""
+
+    version: Version
+    answer: Answer
+    bundle: Bundle
+    images: pd.DataFrame  # path, sha256, label, split
+
+
 def main() -> None:
     comparison = compare()
-    say(f"gate: {comparison['verdict']}: {'; '.join(comparison['reasons'])}: {paths.COMPARISON_REPORT}")
+    say(f"gate: {comparison.verdict}: {'; '.join(comparison.reasons)}: {paths.COMPARISON_REPORT}")
 
 
-def compare() -> dict[str, Any]:
+def compare() -> Comparison:
     """Compare what is in the workspace with the champion, and write the comparison.
 
     Raises:
@@ -58,24 +71,14 @@ def compare() -> dict[str, Any]:
     params = load_params()
     _require_outputs()
     test, accepted = _test_images()
-    champion = tracking.version_with_alias(params.register, CHAMPION)
-    golden_files = [Path(name) for name in test["path"].iloc[: probe.NUM_GOLDEN]]
-    candidate_answer = probe.ask(None, golden_files, {}, params.finetune.num_threads)
-    _require_same_model(candidate_answer)
-    champion_answer = None if champion is None else _champion_answer(params, champion, test)
-    labels = _labels(params, test, candidate_answer, champion_answer)
-    classes = list(labels.names)
-    lasting = labels.lasting(frozenset((champion_answer or candidate_answer).classes))
-    stored = _stored_probabilities(candidate_answer.classes)
-    new = _side(candidate_answer, stored, test, labels, lasting, paths.MODEL_WEIGHTS.stat().st_size)
-    old = None
-    if champion is not None and champion_answer is not None:
-        old = _side(champion_answer, champion_answer.probabilities.T, test, labels, lasting, _bytes_of(champion))
-    slices = _slices(accepted, params)
-    decision = gate.decide(new, old, labels, slices, params.gate, params.evaluate.calibration_bins, params.seed)
-    before = None if champion is None else _history_of(params, champion)
-    comparison = _describe(params, decision, champion, new, old, classes, accepted, before)
-    _publish(params, comparison, test, accepted, new, old, classes, candidate_answer)
+    champion = _ask_champion(params, test)
+    candidate = _ask_candidate(params, test)
+    labels = _labels(params, test, candidate, champion)
+    new, old = _sides(candidate, champion, test, labels)
+    bins = params.evaluate.calibration_bins
+    decision = decide(new, old, labels, _slices(accepted, params), params.gate, bins, params.seed)
+    comparison = _describe(params, decision, champion, new, old, labels, accepted)
+    _publish(params, comparison, test, accepted, new, old, labels, candidate)
     return comparison
 
 
@@ -119,18 +122,56 @@ def _stored_probabilities(classes: Sequence[str]) -> Iterator[np.ndarray]:
 def _stored_golden_probabilities(classes: Sequence[str]) -> np.ndarray:
     """(NUM_GOLDEN or fewer, num_classes): the same of the first images only."""
     with pq.ParquetFile(paths.PREDICTIONS) as file:
-        first = [next(file.iter_batches(probe.NUM_GOLDEN, columns=[f"p:{label}"])) for label in classes]
+        first = [next(file.iter_batches(NUM_GOLDEN, columns=[f"p:{label}"])) for label in classes]
     return np.column_stack([batch.column(0).to_numpy() for batch in first])
 
 
-def _champion_answer(params: Params, champion: Version, test: pd.DataFrame) -> Answer:
-    files = [Path(name) for name in test["path"]]
-    return probe.ask(champion.uri, files, tracking.environment(params.register), params.finetune.num_threads)
+def _ask_candidate(params: Params, test: pd.DataFrame) -> Answer:
+    """What the trained model says of the golden examples, and what it costs."""
+    files = [Path(name) for name in test["path"].iloc[:NUM_GOLDEN]]
+    model = Bare(paths.MODEL_WEIGHTS, paths.MODEL_CARD)
+    answer = ask(model, files, params.finetune.num_threads, paths.MODEL_WEIGHTS.as_posix())
+    _require_same_model(answer)
+    return answer
 
 
-def _labels(params: Params, test: pd.DataFrame, candidate: Answer, champion: Answer | None) -> Labels:
+def _ask_champion(params: Params, test: pd.DataFrame) -> _Champion | None:
+    version = tracking.version_with_alias(params.register, CHAMPION)
+    if version is None:
+        return None
+    bundle, images = _made_of(params, version)
+    with tempfile.TemporaryDirectory(prefix="refit-champion-") as folder:
+        model = versions.fetch_packed(version, bundle, params.register, Path(folder))
+        files = [Path(name) for name in test["path"]]
+        answer = ask(model, files, params.finetune.num_threads, version.uri)
+    return _Champion(version, answer, bundle, images)
+
+
+def _made_of(params: Params, version: Version) -> tuple[Bundle, pd.DataFrame]:
+    """The champion's evidence and the list of its examples, from the copy in its own release."""
+    try:
+        bundle = versions.bundle_of(version, params.register)
+        return bundle, versions.images_of(version, bundle, params.register)
+    except TrackingError as error:
+        if error.retryable:
+            raise
+        raise EvidenceError(f"{version.uri} has no readable evidence; it was not promoted by Refit") from None
+
+
+def _sides(candidate: Answer, champion: _Champion | None, test: pd.DataFrame, labels: Labels) -> tuple[Side, Side | None]:
+    """Both models in the indices of `labels.names`."""
+    lasting = labels.lasting(frozenset((champion.answer if champion else candidate).classes))
+    stored = _stored_probabilities(candidate.classes)
+    new = _side(candidate, stored, test, labels, lasting, paths.MODEL_WEIGHTS.stat().st_size)
+    if champion is None:
+        return new, None
+    said = champion.answer
+    return new, _side(said, said.probabilities.T, test, labels, lasting, _bytes_of(champion.version))
+
+
+def _labels(params: Params, test: pd.DataFrame, candidate: Answer, champion: _Champion | None) -> Labels:
     """All classes that a model knows or an image has; and those that the data source has, usable images or not."""
-    known = {*candidate.classes, *(champion.classes if champion else ())}
+    known = {*candidate.classes, *(champion.answer.classes if champion else ())}
     allowed = params.validate.labels
     found = pd.read_parquet(paths.MANIFEST, columns=["label"])["label"].unique() if allowed is None else allowed
     return Labels(
@@ -193,116 +234,67 @@ def _slices(accepted: pd.DataFrame, params: Params) -> list[Groups]:
     return found
 
 
-def _history_of(params: Params, champion: Version) -> dict[str, Any]:
-    """What the champion was made of, from the copy in its own release."""
-
-    try:
-        bundle = versions.bundle_of(champion, params.register)
-        return {"params": bundle["params"], "images": versions.images_of(champion, bundle, params.register)}
-    except TrackingError as error:
-        if error.retryable:
-            raise
-        raise EvidenceError(f"{champion.uri} has no readable evidence; it was not promoted by Refit") from None
-
-
 def _describe(
     params: Params,
     decision: Decision,
-    champion: Version | None,
+    champion: _Champion | None,
     new: Side,
     old: Side | None,
-    classes: list[str],
+    labels: Labels,
     accepted: pd.DataFrame,
-    before: dict[str, Any] | None,
-) -> dict[str, Any]:
-    card = json.loads(paths.MODEL_CARD.read_text())
-    sides = {"candidate": new, "champion": old}
-    return {
-        "format": 1,
-        "verdict": decision.verdict,
-        "reasons": list(decision.reasons),
-        "images_needed": decision.images_needed,
-        "checks": [dataclasses.asdict(check) for check in decision.checks],
-        "candidate": {
-            "weights_sha256": card["weights_sha256"],
-            "evaluation_sha256": sha256_of_file(paths.EVALUATION),
-        },
-        "champion": None if champion is None else champion.identity,
-        "num_images": len(new.scored.labels),
-        "overall": {name: _overall(side, params) for name, side in sides.items() if side},
-        "per_class": _per_class(new, old, classes),
-        "costs": {
-            name: {"milliseconds_per_image": side.milliseconds_per_image, "bytes": side.bytes}
-            for name, side in sides.items()
-            if side
-        },
-        "changes": None
-        if before is None
-        else {
-            "data": data_changes(before["images"], accepted),
-            "params": params_changes(before["params"], public(params)),
-        },
-        "gate": as_dict(params.gate),
-        "seed": params.seed,
+) -> Comparison:
+    settings, bins = params.gate, params.evaluate.calibration_bins
+    sides = {"candidate": new, **({"champion": old} if old else {})}
+    measured = {
+        name: side_measures(side.scored, bins, settings.bootstrap_samples, settings.confidence, params.seed)
+        for name, side in sides.items()
     }
+    return Comparison(
+        format=FORMAT,
+        verdict=decision.verdict,
+        reasons=decision.reasons,
+        images_needed=decision.images_needed,
+        checks=decision.checks,
+        candidate=Compared(read_card(paths.MODEL_CARD).weights_sha256, sha256_of_file(paths.EVALUATION)),
+        champion=champion.version.identity if champion else None,
+        num_images=len(new.scored.labels),
+        overall=measured,
+        per_class=class_rows(new, old, labels.names),
+        costs={name: Costs(side.milliseconds_per_image, side.bytes) for name, side in sides.items()},
+        changes=_changes(params, champion, accepted) if champion else None,
+        gate=as_dict(settings),
+        seed=params.seed,
+    )
 
 
-def _overall(side: Side, params: Params) -> dict[str, Any]:
-    bins, settings = params.evaluate.calibration_bins, params.gate
-    found = intervals.with_intervals(side.scored, bins, settings.bootstrap_samples, settings.confidence, params.seed)
-    table = measures.reliability(side.scored, bins)
-    return {
-        **{name: dataclasses.asdict(interval) for name, interval in found.items()},
-        "reliability": [
-            {"confidence": float(confidence), "accuracy": float(accuracy), "count": int(count)}
-            for confidence, accuracy, count in zip(table["confidence"], table["accuracy"], table["count"], strict=True)
-            if count
-        ],
-    }
-
-
-def _per_class(new: Side, old: Side | None, classes: list[str]) -> dict[str, Any]:
-    right = _right_by_class(new.scored)
-    was_right = None if old is None else _right_by_class(old.scored)
-    support = np.bincount(new.scored.labels, minlength=len(classes))
-    return {
-        label: {
-            "images": int(support[index]),
-            "right": int(right[index]),
-            "was_right": None if was_right is None else int(was_right[index]),
-        }
-        for index, label in enumerate(classes)
-    }
-
-
-def _right_by_class(scored: Scored) -> np.ndarray:
-    return np.bincount(scored.labels[scored.predicted == scored.labels], minlength=scored.num_classes)
+def _changes(params: Params, champion: _Champion, accepted: pd.DataFrame) -> Changes:
+    return Changes(
+        data=data_changes(champion.images, accepted),
+        params=params_changes(champion.bundle.params, public(params)),
+    )
 
 
 def _publish(
     params: Params,
-    comparison: dict[str, Any],
+    comparison: Comparison,
     test: pd.DataFrame,
     accepted: pd.DataFrame,
     new: Side,
     old: Side | None,
-    classes: list[str],
+    labels: Labels,
     candidate: Answer,
 ) -> None:
-    files = [Path(name) for name in test["path"].iloc[: probe.NUM_GOLDEN]]
-    labels = list(test["label"].iloc[: probe.NUM_GOLDEN])
-    golden = probe.golden(files, labels, candidate.classes, _stored_golden_probabilities(candidate.classes))
-    pictures = (
-        None
-        if old is None
-        else disagreements(test, new.scored, old.scored, classes, json.loads(paths.MODEL_CARD.read_text()))
-    )
+    first = test.iloc[:NUM_GOLDEN]
+    probabilities = _stored_golden_probabilities(candidate.classes)
+    examples = golden([Path(name) for name in first["path"]], list(first["label"]), candidate.classes, probabilities)
+    card = read_card(paths.MODEL_CARD)
+    pictures = None if old is None else disagreements(test, new.scored, old.scored, labels.names, card)
     name = params.register.model_name
-    publish_json(paths.GOLDEN, golden)
+    publish_record(paths.GOLDEN, examples)
     publish_table(paths.IMAGES, accepted[["path", "sha256", "label", "split"]])
     publish_text(paths.COMPARISON_REPORT, comparison_page(comparison, pictures, name))
     publish_text(paths.COMPARISON_SUMMARY, comparison_markdown(comparison, name) + "\n")
-    publish_json(paths.COMPARISON, comparison)
+    publish_record(paths.COMPARISON, comparison)
 
 
 if __name__ == "__main__":

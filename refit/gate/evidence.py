@@ -1,35 +1,85 @@
 """The evidence bundle: one canonical JSON in which everything is named that a decision rests on.
 
-    content = bundle(...)            as plain values, with the digests of all files beside it
-    data = canonical(content)        its bytes; their SHA-256 is its name
-    content = opened(data, digest)   the other way, refusing anything else
-
-Keys: `format`, `model_name`, `content_digest`, `lineage` (data, split, base checkpoint, parameters, weights, card,
-evaluation), `git`, `dvc_lock_sha256`, `environment`, `packages_sha256`, `seed`, `params`, `metrics` (with intervals),
-`comparison` (the gate's verdict and all of its checks), `serving_check`, `model_files` (SHA-256 by path, as they came
-back from MLflow), `files` (of the run: golden images, list of images, reviewer's page).
+    data = canonical(bundle)         its bytes; their SHA-256 is its name
+    bundle = opened(data, digest)    the other way, refusing anything else
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from ..errors import EvidenceError
 from ..files import sha256_of_file
+from ..model.card import Environment
+from ..records import as_plain, parse_record
+from ..scoring.intervals import Interval
+from .comparison import Comparison
 
-FORMAT = 1
-VERDICTS = ("pass", "hold", "reject")
-_KEYS = frozenset(
-    "format model_name content_digest lineage git dvc_lock_sha256 environment packages_sha256 seed params metrics "
-    "comparison serving_check model_files files".split()
-)
+FORMAT: Literal[1] = 1
 
 
-def canonical(content: Mapping[str, Any]) -> bytes:
+@dataclass(frozen=True)
+class GitState:
+    """Which code it was."""
+
+    commit: str  # 40 hexadecimal digits, `none` or `unknown`
+    dirty: bool | Literal["unknown"]
+    diff_sha256: str  # of the difference from the commit, which lies with the run
+
+
+@dataclass(frozen=True)
+class Digests:
+    """Of what the version stands for."""
+
+    data_digest: str
+    split_digest: str
+    base_sha256: str
+    params_digest: str
+    weights_sha256: str
+    card_sha256: str
+    evaluation_sha256: str
+
+
+@dataclass(frozen=True)
+class ServingCheck:
+    """How the model answered for the golden examples once it had come back from MLflow. Other answers leave none."""
+
+    num_images: int
+    labels_equal: Literal[True]
+    largest_probability_error: float
+    milliseconds_per_image: float
+    seconds_to_load: float
+    peak_megabytes: float
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """All of it. A key that is missing makes it no evidence."""
+
+    format: Literal[1]
+    model_name: str
+    content_digest: str
+    lineage: Digests
+    git: GitState
+    dvc_lock_sha256: str
+    environment: Environment
+    packages_sha256: str
+    seed: int
+    params: Mapping[str, object]  # without secrets
+    metrics: Mapping[str, Interval]
+    comparison: Comparison
+    serving_check: ServingCheck
+    model_files: Mapping[str, str]  # SHA-256 by path, as they came back from MLflow
+    files: Mapping[str, str]  # of the run: golden examples, list of examples, reviewer's page
+
+
+def canonical(bundle: Bundle) -> bytes:
     """The one spelling of a bundle."""
-    return (json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(as_plain(bundle), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def digest_of(data: bytes) -> str:
@@ -37,42 +87,22 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def opened(data: bytes, digest: str, where: str) -> dict[str, Any]:
+def opened(data: bytes, digest: str, where: str) -> Bundle:
     """The content of a bundle.
 
     Raises:
-        EvidenceError: these are not the bytes of that name, or not a bundle of this format.
+        EvidenceError: these are not the bytes of that name, or something is missing, or of another format.
     """
     if digest_of(data) != digest:
         raise EvidenceError(
             f"the evidence of {where} is not what it was: its digest is {digest_of(data)[:12]}, {digest[:12]} was "
             "recorded; somebody changed it, so nothing can be decided on it"
         )
-    try:
-        content = json.loads(data)
-    except ValueError:
-        raise EvidenceError(f"the evidence of {where} is not JSON") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise EvidenceError(f"the evidence of {where} has a format that this version of Refit does not read")
-    require_whole(content, where)
-    return content
-
-
-def require_whole(content: Mapping[str, Any], where: str) -> None:
-    """Refuse a bundle in which something is missing.
-
-    Raises:
-        EvidenceError: a key is missing, or there is no verdict, no serving check or no list of files.
-    """
-    missing = sorted(_KEYS - content.keys())
-    if not missing:
-        missing = [key for key in ("comparison", "serving_check", "model_files", "files") if not content[key]]
-    if missing:
-        raise EvidenceError(f"the evidence of {where} lacks {', '.join(missing)}")
-    if content["comparison"].get("verdict") not in VERDICTS:
-        raise EvidenceError(f"the evidence of {where} has no verdict")
-    if content["serving_check"].get("labels_equal") is not True:
-        raise EvidenceError(f"the evidence of {where} holds no serving check that passed")
+    bundle = parse_record(data, Bundle, EvidenceError, f"the evidence of {where}")
+    empty = [name for name in ("model_files", "files") if not getattr(bundle, name)]
+    if empty:
+        raise EvidenceError(f"the evidence of {where} lacks {', '.join(empty)}")
+    return bundle
 
 
 def require_same_files(found: Mapping[str, str], recorded: Mapping[str, str], where: str) -> None:

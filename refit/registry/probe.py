@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EvidenceError
+from ..gate.evidence import ServingCheck
 from ..gate.golden import Golden
 
 _CHILD = Path(__file__).with_name("probe_child.py")
@@ -50,19 +51,6 @@ class Answer:
 
     classes: tuple[str, ...]
     probabilities: np.ndarray  # (n, num_classes) float64
-    milliseconds_per_image: float
-    seconds_to_load: float
-    peak_megabytes: float
-    versions: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class ServingCheck:
-    """What asking for the golden examples gave; there is none where the answers were other ones."""
-
-    num_images: int
-    labels_equal: bool
-    largest_probability_error: float
     milliseconds_per_image: float
     seconds_to_load: float
     peak_megabytes: float

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from ..gate.comparison import Identity
 
 CONTENT_TAG = "refit.content_digest"
 
@@ -24,14 +25,14 @@ class Version:
         return f"models:/{self.model_name}/{self.version}"
 
     @property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> Identity:
         """What names it: where it is, and what it is."""
-        return {
-            "uri": self.uri,
-            "version": self.version,
-            "content_digest": self.tags.get(CONTENT_TAG, ""),
-            "weights_sha256": self.tags.get("refit.weights_sha256", ""),
-        }
+        return Identity(
+            uri=self.uri,
+            version=self.version,
+            content_digest=self.tags.get(CONTENT_TAG, ""),
+            weights_sha256=self.tags.get("refit.weights_sha256", ""),
+        )
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Record:
     texts: Mapping[str, str]  # artifact path -> content
     weights: Path
     card: Path
-    example_image: Any  # an encoded image, as bytes
+    example: bytes  # an encoded example
     dataset: Mapping[str, str]  # name, digest, source
     description: str
     comparison_digest: str  # what it was compared with, and how

@@ -15,6 +15,8 @@ from . import tracking
 from .records import Version
 from .tracking import CANDIDATE, CHAMPION, EVIDENCE_TAG, PREVIOUS
 
+_DATA = ("model.safetensors", "model.json")
+"""Weights and card in the folder `artifacts` of a model."""
 _ADDRESS = re.compile(r"^(?:models:/)?(?P<name>[^/]+)/(?P<number>\d+)$")
 
 
@@ -40,7 +42,7 @@ def find(asked: str, settings: Register) -> Version:
     return tracking.version(settings, address["name"], address["number"])
 
 
-def bundle_of(version: Version, settings: Register) -> dict[str, Any]:
+def bundle_of(version: Version, settings: Register) -> Bundle:
     """The evidence of a version of either model, opened and verified.
 
     Raises:
@@ -54,7 +56,7 @@ def bundle_of(version: Version, settings: Register) -> dict[str, Any]:
     return evidence.opened(data, digest, version.uri)
 
 
-def images_of(version: Version, bundle: Mapping[str, Any], settings: Register) -> pd.DataFrame:
+def images_of(version: Version, bundle: Bundle, settings: Register) -> pd.DataFrame:
     """path, sha256, label, split of the images that a version was made of.
 
     Raises:
@@ -62,9 +64,39 @@ def images_of(version: Version, bundle: Mapping[str, Any], settings: Register) -
     """
     data = tracking.read_file(settings, f"{_place(version, settings)}/images.csv")
     evidence.require_same_files(
-        {"images.csv": evidence.digest_of(data)}, {"images.csv": bundle["files"]["images.csv"]}, version.uri
+        {"images.csv": evidence.digest_of(data)}, {"images.csv": bundle.files.get("images.csv", "")}, version.uri
     )
     return pd.read_csv(io.BytesIO(data), dtype=str)
+
+
+def fetch_bare(version: Version, bundle: Bundle, settings: Register, folder: Path) -> Bare:
+    """A version's weights and card, as data: the bytes that its evidence names, and nothing else that was stored.
+
+    Raises:
+        EvidenceError: they are other bytes.
+    """
+    with tracking.connected(settings):
+        files = [tracking.download(f"{version.uri}/artifacts/{name}", folder) for name in _DATA]
+    found = dict(zip(_DATA, (sha256_of_file(file) for file in files), strict=True))
+    evidence.require_same_files(found, _data_digests(bundle), version.uri)
+    return Bare(*files)
+
+
+def fetch_packed(version: Version, bundle: Bundle, settings: Register, folder: Path) -> Packed:
+    """A version as MLflow keeps it, in a folder of this machine; weights and card are those that its evidence names.
+
+    Raises:
+        EvidenceError: they are other bytes.
+    """
+    with tracking.connected(settings):
+        model = tracking.download(version.uri, folder)
+    found = {name: sha256_of_file(model / "artifacts" / name) for name in _DATA}
+    evidence.require_same_files(found, _data_digests(bundle), version.uri)
+    return Packed(model)
+
+
+def _data_digests(bundle: Bundle) -> dict[str, str]:
+    return dict(zip(_DATA, (bundle.lineage.weights_sha256, bundle.lineage.card_sha256), strict=True))
 
 
 def _is_candidate(version: Version, settings: Register) -> bool:

@@ -1,32 +1,49 @@
 """What a reviewer reads before deciding: one page, and the same in Markdown.
 
-Pure functions of the comparison (tasks/compare.py describes it). The page loads nothing from elsewhere, so MLflow's
-artifact viewer, which allows no other origin, shows it whole.
+Pure functions of the comparison (refit/gate/comparison.py). The page loads nothing from elsewhere, so MLflow's artifact
+viewer, which allows no other origin, shows it whole.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
+from ..gate.checks import Verdict
+from ..gate.comparison import Changes, Comparison
+from ..scoring.intervals import Interval
+from .disagreements import Disagreements
 from .page import environment, table
 
-_WORDS = {"pass": "passed the gate", "hold": "is on hold: too little is known", "reject": "did not pass the gate"}
+_WORDS: dict[Verdict, str] = {
+    "pass": "passed the gate",
+    "hold": "is on hold: too little is known",
+    "reject": "did not pass the gate",
+}
 _MEASURES = (
     ("accuracy", "accuracy"),
     ("macro_f1", "macro F1"),
     ("expected_calibration_error", "calibration error"),
     ("negative_log_likelihood", "log loss"),
 )
+_CHECK_OF_MEASURE = {
+    "accuracy": "accuracy",
+    "expected_calibration_error": "calibration error",
+    "negative_log_likelihood": "log loss",
+}
 
 
-def comparison_page(
-    comparison: Mapping[str, Any], pictures: Mapping[str, Sequence[Mapping[str, Any]]] | None, model_name: str
-) -> str:
+@dataclass(frozen=True)
+class _Class:
+    label: str
+    images: int
+    right: int
+    was_right: int | None
+    change: int | None  # None: no champion
+
+
+def comparison_page(comparison: Comparison, pictures: Disagreements | None, model_name: str) -> str:
     """The page.
 
     Args:
-        comparison: the content of reports/comparison.json.
-        pictures: `lost` and `won`, each rows with path, label, champion, candidate, picture (a data: URI); None
-            without a champion.
+        pictures: None without a champion.
         model_name: of the registered model.
     """
     return (
@@ -36,23 +53,23 @@ def comparison_page(
             comparison=comparison,
             pictures=pictures,
             name=model_name,
-            headline=_WORDS[comparison["verdict"]],
+            headline=_WORDS[comparison.verdict],
             measures=_MEASURES,
             classes=_classes(comparison),
         )
     )
 
 
-def comparison_markdown(comparison: Mapping[str, Any], model_name: str) -> str:
+def comparison_markdown(comparison: Comparison, model_name: str) -> str:
     """The same without pictures: for the version's description, Prefect's page and a pull request."""
     lines = [
-        f"## The candidate {_WORDS[comparison['verdict']]}",
-        *(f"- {reason}" for reason in comparison["reasons"]),
+        f"## The candidate {_WORDS[comparison.verdict]}",
+        *(f"- {reason}" for reason in comparison.reasons),
         "",
         *_overall(comparison),
         "",
         *_class_lines(comparison),
-        *_change_lines(comparison["changes"]),
+        *_change_lines(comparison.changes),
         "",
         f"To decide: `refit promote VERSION --reason …` or `refit reject VERSION --reason …`; `{model_name}` is "
         "written by reviewers only.",
@@ -60,58 +77,51 @@ def comparison_markdown(comparison: Mapping[str, Any], model_name: str) -> str:
     return "\n".join(lines)
 
 
-def _overall(comparison: Mapping[str, Any]) -> list[str]:
-    sides = comparison["overall"]
+def _overall(comparison: Comparison) -> list[str]:
+    sides = comparison.overall
     rows = [
-        (words, *(_interval(sides[side][measure]) for side in sides), _difference(comparison, measure))
+        (words, *(_interval(getattr(side, measure)) for side in sides.values()), _difference(comparison, measure))
         for measure, words in _MEASURES
     ]
-    costs = comparison["costs"]
+    costs = [comparison.costs[side] for side in sides]
     rows += [
-        ("time per image", *(f"{costs[side]['milliseconds_per_image']:.1f} ms" for side in sides), ""),
-        ("size", *(f"{costs[side]['bytes'] / 1e6:.1f} MB" for side in sides), ""),
+        ("time per image", *(f"{cost.milliseconds_per_image:.1f} ms" for cost in costs), ""),
+        ("size", *(f"{cost.bytes / 1e6:.1f} MB" for cost in costs), ""),
     ]
-    return table((f"{comparison['num_images']:,} test images", *sides, "difference"), rows)
+    return table((f"{comparison.num_images:,} test images", *sides, "difference"), rows)
 
 
-def _interval(measure: Mapping[str, float]) -> str:
-    return f"{measure['value']:.4f} ({measure['low']:.4f} to {measure['high']:.4f})"
+def _interval(measure: Interval) -> str:
+    return f"{measure.value:.4f} ({measure.low:.4f} to {measure.high:.4f})"
 
 
-_CHECK_OF_MEASURE = {
-    "accuracy": "accuracy",
-    "expected_calibration_error": "calibration error",
-    "negative_log_likelihood": "log loss",
-}
-
-
-def _difference(comparison: Mapping[str, Any], measure: str) -> str:
-    for check in comparison["checks"]:
-        if check["name"] == _CHECK_OF_MEASURE.get(measure) and check["low"] is not None:
-            return f"{check['value']:+.4f} ({check['low']:+.4f} to {check['high']:+.4f})"
+def _difference(comparison: Comparison, measure: str) -> str:
+    for check in comparison.checks:
+        if check.name == _CHECK_OF_MEASURE.get(measure) and check.low is not None:
+            return f"{check.value:+.4f} ({check.low:+.4f} to {check.high:+.4f})"
     return ""
 
 
-def _classes(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _classes(comparison: Comparison) -> list[_Class]:
     """Classes with the largest loss first."""
     rows = [
-        {"label": label, **row, "change": None if row["was_right"] is None else row["right"] - row["was_right"]}
-        for label, row in comparison["per_class"].items()
+        _Class(label, row.images, row.right, row.was_right, None if row.was_right is None else row.right - row.was_right)
+        for label, row in comparison.per_class.items()
     ]
-    return sorted(rows, key=lambda row: (row["change"] or 0, row["label"]))
+    return sorted(rows, key=lambda row: (row.change or 0, row.label))
 
 
-def _class_lines(comparison: Mapping[str, Any]) -> list[str]:
-    changed = [row for row in _classes(comparison) if row["change"]]
-    if comparison["champion"] is None or not changed:
+def _class_lines(comparison: Comparison) -> list[str]:
+    changed = [row for row in _classes(comparison) if row.change]
+    if comparison.champion is None or not changed:
         return []
-    rows = [(row["label"], row["images"], row["was_right"], row["right"], f"{row['change']:+d}") for row in changed]
+    rows = [(row.label, row.images, row.was_right, row.right, f"{row.change:+d}") for row in changed]
     return [*table(("class", "images", "champion right", "candidate right", "change"), rows), ""]
 
 
-def _change_lines(changes: Mapping[str, Any] | None) -> list[str]:
+def _change_lines(changes: Changes | None) -> list[str]:
     if changes is None:
         return ["No champion yet, so there is nothing to compare data and settings with."]
-    counted = [f"{change['count']:,} {name.replace('_', ' ')}" for name, change in changes["data"].items()]
+    counted = [f"{change.count:,} {name.replace('_', ' ')}" for name, change in changes.data.items()]
     lines = ["Data since the champion: " + ", ".join(counted) + "."]
-    return lines + [f"- `{key}`: {old} -> {new}" for key, (old, new) in changes["params"].items()]
+    return lines + [f"- `{key}`: {old} -> {new}" for key, (old, new) in changes.params.items()]

@@ -1,7 +1,8 @@
-"""Test images of which two models say something different, with their pictures."""
+"""Test examples of which two models say something different, with their pictures."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,39 +14,48 @@ from ..scoring.metrics import Scored
 _MOST_PICTURES = 24
 
 
-def disagreements(
-    test: pd.DataFrame, new: Scored, old: Scored, classes: list[str], card: Card
-) -> dict[str, list[dict[str, Any]]]:
-    """Pictures of the test images that only one of the two models gets right: `lost` and `won`.
+@dataclass(frozen=True)
+class Disagreement:
+    """One example, and what each model says of it."""
+
+    path: str
+    label: str
+    champion: str
+    candidate: str
+    picture: str  # a data: URI
+
+
+@dataclass(frozen=True)
+class Disagreements:
+    """Those that only the champion gets right, and those that only the candidate does."""
+
+    lost: tuple[Disagreement, ...]
+    won: tuple[Disagreement, ...]
+
+
+def disagreements(test: pd.DataFrame, new: Scored, old: Scored, classes: Sequence[str], card: Card) -> Disagreements:
+    """The test examples that only one of the two models gets right, the most confident mistakes first.
 
     Args:
-        test: path, sha256 and label of the test images.
+        test: path, sha256 and label of the test examples.
         new: the candidate's predictions of them, `old` the champion's.
         classes: the names of the indices in both.
-        card: the candidate's card: how it sees pictures.
+        card: the candidate's card: how it sees examples.
     """
     right, was_right = new.predicted == new.labels, old.predicted == old.labels
-    shown = {}
-    for name, rows in (("lost", was_right & ~right), ("won", right & ~was_right)):
-        wrong = new if name == "lost" else old
+
+    def shown(rows: np.ndarray, wrong: Scored) -> tuple[Disagreement, ...]:
         indices = np.flatnonzero(rows)
         worst = indices[np.argsort(-wrong.confidence[indices], kind="stable")][:_MOST_PICTURES]
-        pictures = _pictures(test.iloc[worst], card)
-        shown[name] = [
-            {
-                "path": test["path"].iloc[row],
-                "label": test["label"].iloc[row],
-                "champion": classes[old.predicted[row]],
-                "candidate": classes[new.predicted[row]],
-                "picture": picture,
-            }
-            for row, picture in zip(worst, pictures, strict=True)
-        ]
-    return shown
+        paths, labels = test["path"].iloc[worst], test["label"].iloc[worst]
+        champion, candidate = ([classes[side.predicted[row]] for row in worst] for side in (old, new))
+        rows_shown = zip(paths, labels, champion, candidate, _pictures(paths, card), strict=True)
+        return tuple(Disagreement(*row) for row in rows_shown)
+
+    return Disagreements(lost=shown(was_right & ~right, new), won=shown(right & ~was_right, old))
 
 
-def _pictures(rows: pd.DataFrame, card: Card) -> list[str]:
+def _pictures(paths: Sequence[str], card: Card) -> list[str]:
     examples = modality.examples(card.modality)
     preprocessing = examples.read_preprocessing(card.preprocessing, "the candidate's card")
-    prepared = [examples.prepare(Path(name).read_bytes(), preprocessing) for name in rows["path"]]
-    return [examples.picture(example) for example in prepared]
+    return [examples.picture(examples.prepare(Path(name).read_bytes(), preprocessing)) for name in paths]

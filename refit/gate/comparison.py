@@ -1,0 +1,109 @@
+"""Candidate and champion on the same test examples: reports/comparison.json as a record."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..data.changes import Change
+from ..scoring.evaluation import Bin, reliability_bins
+from ..scoring.intervals import Interval, with_intervals
+from ..scoring.metrics import Scored
+from .checks import Check, Side, Verdict
+
+FORMAT: Literal[1] = 1
+SideName = Literal["candidate", "champion"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Digests of the files that name the candidate."""
+
+    weights_sha256: str
+    evaluation_sha256: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What names a registered version: where it is, and what it is."""
+
+    uri: str
+    version: str
+    content_digest: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class SideMeasures:
+    """The measures of one model on all test examples."""
+
+    accuracy: Interval
+    macro_f1: Interval
+    expected_calibration_error: Interval
+    negative_log_likelihood: Interval
+    reliability: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Test examples of one class, and how many of them the candidate, and the champion, got right."""
+
+    images: int
+    right: int
+    was_right: int | None  # None: no champion
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a model costs to run."""
+
+    milliseconds_per_image: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is different since the champion: in data, by kind of change; in settings, by key, [champion's, candidate's]."""
+
+    data: Mapping[str, Change]
+    params: Mapping[str, tuple[object, object]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The gate's verdict, and what led to it."""
+
+    format: Literal[1]
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    images_needed: int | None  # about so many test examples would decide
+    checks: tuple[Check, ...]
+    candidate: Compared
+    champion: Identity | None  # None: none yet
+    num_images: int
+    overall: Mapping[SideName, SideMeasures]
+    per_class: Mapping[str, ClassRow]
+    costs: Mapping[SideName, Costs]
+    changes: Changes | None  # None: no champion to compare with
+    gate: Mapping[str, object]  # the settings used
+    seed: int
+
+
+def side_measures(scored: Scored, num_bins: int, num_resamples: int, confidence: float, seed: int) -> SideMeasures:
+    """The measures of one side; the arguments as in `with_intervals`."""
+    found = with_intervals(scored, num_bins, num_resamples, confidence, seed)
+    return SideMeasures(**found, reliability=reliability_bins(scored, num_bins))
+
+
+def class_rows(new: Side, old: Side | None, classes: tuple[str, ...]) -> dict[str, ClassRow]:
+    """How many of each class each side got right."""
+    right, support = _right_by_class(new.scored), np.bincount(new.scored.labels, minlength=len(classes))
+    was_right = [None] * len(classes) if old is None else _right_by_class(old.scored)
+    rows = zip(support.tolist(), right, was_right, strict=True)
+    return {label: ClassRow(*row) for label, row in zip(classes, rows, strict=True)}
+
+
+def _right_by_class(scored: Scored) -> list[int]:
+    hits = scored.labels[scored.predicted == scored.labels]
+    return [int(count) for count in np.bincount(hits, minlength=scored.num_classes)]
