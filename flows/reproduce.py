@@ -1,6 +1,6 @@
 """Make a registered version again, from its commit and its data alone, and say whether the same came out.
 
-    found = reproduce("3", say)      found["outcome"] is identical, equivalent or different
+    found = reproduce("3", say)      found.outcome is identical, equivalent or different
 
 A clean clone of the recorded commit in a temporary folder, `dvc pull`, the training and the evaluation from scratch.
 *Identical*: the same digests of weights, card and evaluation. *Equivalent*: not so, but every measure is within its
@@ -10,22 +10,25 @@ here is said before any time is spent.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from refit import paths
-from refit.data.changes import params_changes
 from refit.errors import EvidenceError, WorkspaceError
 from refit.files import sha256_of_file, sha256_of_json
 from refit.gate import evidence
+from refit.gate.evidence import Bundle
 from refit.params import load_params
 from refit.records import as_plain
 from refit.registry import versions
+from refit.registry.probe import without_secrets
 from refit.registry.provenance import NONE, UNKNOWN, doubt_of
 from refit.registry.records import Version
 from refit.registry.tracking import read_file
@@ -40,7 +43,31 @@ TOLERANCES = {
 defaults of `gate` in params.yaml."""
 
 
-def reproduce(asked: str, say: Callable[[str], None], folder: Path | None = None) -> dict[str, Any]:
+Outcome = Literal["identical", "equivalent", "different"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure, as it was and as it came out here, and how far they may be apart."""
+
+    there: float
+    here: float
+    within: float
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came out."""
+
+    version: str  # its address
+    commit: str
+    outcome: Outcome
+    environment: Mapping[str, tuple[object, object]]  # name -> (then, here), where they differ
+    different_digests: Mapping[str, tuple[str, str]]
+    measures: Mapping[str, Measure]
+
+
+def reproduce(asked: str, say: Callable[[str], None], folder: Path | None = None) -> Reproduction:
     """Reproduce a version.
 
     Args:
@@ -55,9 +82,9 @@ def reproduce(asked: str, say: Callable[[str], None], folder: Path | None = None
     settings = load_params().register
     version = versions.find(asked, settings)
     bundle = versions.bundle_of(version, settings)
-    commit = bundle["git"]["commit"]
-    if commit in (NONE, UNKNOWN) or bundle["git"]["dirty"] == UNKNOWN:
-        raise EvidenceError(f"{version.uri} cannot be made again: {doubt_of(bundle['git'])}")
+    commit = bundle.git.commit
+    if commit in (NONE, UNKNOWN) or bundle.git.dirty == UNKNOWN:
+        raise EvidenceError(f"{version.uri} cannot be made again: {doubt_of(bundle.git)}")
     environment = environment_differences(bundle)
     say(f"{version.uri}: commit {commit[:12]}, evidence {version.tags['refit.evidence'][:12]}")
     for name, (there, here) in environment.items():
@@ -67,63 +94,64 @@ def reproduce(asked: str, say: Callable[[str], None], folder: Path | None = None
     with tempfile.TemporaryDirectory(prefix="refit-reproduce-") as temporary:
         clone = folder or Path(temporary, "project")
         _clone(commit, clone)
-        _apply_changes(version, bundle, clone)
+        _apply_changes(version, bundle, clone, say)
         _require_lock(bundle, clone)
         _bring_data(clone, say)
         _train(clone, say)
-        found = compared(bundle, clone)
-    return {"version": version.uri, "commit": commit, "environment": environment, **found}
+        digests, measures = compared(bundle, clone)
+    return Reproduction(version.uri, commit, judge(digests, measures), environment, digests, measures)
 
 
-def environment_differences(bundle: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Name -> [then, here] of what has to be equal for equal bits."""
+def environment_differences(bundle: Bundle) -> dict[str, tuple[object, object]]:
+    """Name -> (then, here) of what has to be equal for equal bits. What was not recorded then is not compared."""
     from refit.training.determinism import be_deterministic, environment
 
-    settings = bundle["params"]["finetune"]
+    settings = bundle.params["finetune"]
+    assert isinstance(settings, Mapping)
     device = be_deterministic(settings["num_threads"], "auto" if settings["device"] == "cuda" else settings["device"])
-    return params_changes(bundle["environment"], as_plain(environment(device)))
+    then = as_plain(bundle.environment)
+    here = as_plain(environment(device))
+    is_whole = bundle.environment.numpy is not None  # since format 2 of the card
+    return {name: (then[name], here[name]) for name in here if then[name] != here[name] and (is_whole or then[name])}
 
 
-def compared(bundle: Mapping[str, Any], clone: Path) -> dict[str, Any]:
-    """The outcome, and what was compared."""
-    card = json.loads((clone / paths.MODEL_CARD).read_text())
-    evaluation = json.loads((clone / paths.EVALUATION).read_text())
-    validation = json.loads((clone / paths.VALIDATION_SUMMARY).read_text())
+def compared(bundle: Bundle, clone: Path) -> tuple[dict[str, tuple[str, str]], dict[str, Measure]]:
+    """Digests that differ, (then, here), and the measures. The clone's files are as its own commit writes them."""
+    lineage = json.loads((clone / paths.MODEL_CARD).read_text())["lineage"]
+    overall = json.loads((clone / paths.EVALUATION).read_text())["overall"]
     here = {
-        "data_digest": validation["data_digest"],
-        "split_digest": validation["split_digest"],
-        "base_sha256": card["lineage"]["base_sha256"],
+        **{name: lineage[name] for name in ("data_digest", "split_digest", "base_sha256")},
         "weights_sha256": sha256_of_file(clone / paths.MODEL_WEIGHTS),
         "card_sha256": sha256_of_file(clone / paths.MODEL_CARD),
         "evaluation_sha256": sha256_of_file(clone / paths.EVALUATION),
     }
-    there = {name: bundle["lineage"][name] for name in here}
+    there = as_plain(bundle.lineage)
+    digests = {name: (str(there[name]), here[name]) for name in here if there[name] != here[name]}
     measures = {
-        name: {"there": bundle["metrics"][name]["value"], "here": evaluation["overall"][name]["value"], "within": limit}
-        for name, limit in TOLERANCES.items()
+        name: Measure(bundle.metrics[name].value, overall[name]["value"], limit) for name, limit in TOLERANCES.items()
     }
-    digests = {name: [there[name], here[name]] for name in here if there[name] != here[name]}
-    return {"outcome": judge(digests, measures), "different_digests": digests, "measures": measures}
+    return digests, measures
 
 
-def judge(digests: Mapping[str, Any], measures: Mapping[str, Mapping[str, float]]) -> str:
+def judge(digests: Mapping[str, object], measures: Mapping[str, Measure]) -> Outcome:
     """The outcome, from what is different."""
     if not digests:
         return "identical"
     if {"data_digest", "split_digest", "base_sha256"} & digests.keys():
         return "different"  # it was not the same thing that was trained again
-    near = all(abs(row["there"] - row["here"]) <= row["within"] for row in measures.values())
+    near = all(abs(row.there - row.here) <= row.within for row in measures.values())
     return "equivalent" if near else "different"
 
 
-def as_text(found: Mapping[str, Any]) -> str:
+def as_text(found: Reproduction) -> str:
     """The outcome for a person."""
-    lines = [f"{found['outcome'].upper()}  {found['version']}"]
-    different = found["different_digests"].items()
-    lines += [f"  {name}: {there[:12]} there, {here[:12]} here" for name, (there, here) in different]
+    lines = [f"{found.outcome.upper()}  {found.version}"]
     lines += [
-        f"  {name}: {row['there']:.6f} there, {row['here']:.6f} here (tolerance {row['within']:g})"
-        for name, row in found["measures"].items()
+        f"  {name}: {then[:12]} there, {here[:12]} here" for name, (then, here) in found.different_digests.items()
+    ]
+    lines += [
+        f"  {name}: {row.there:.6f} there, {row.here:.6f} here (tolerance {row.within:g})"
+        for name, row in found.measures.items()
     ]
     return "\n".join(lines)
 
@@ -140,23 +168,24 @@ def _clone(commit: str, clone: Path) -> None:
         shutil.copy(local, clone / ".dvc")
 
 
-def _apply_changes(version: Version, bundle: Mapping[str, Any], clone: Path) -> None:
+def _apply_changes(version: Version, bundle: Bundle, clone: Path, say: Callable[[str], None]) -> None:
     """What was not committed when it was trained lies with the run."""
-    if not bundle["git"]["dirty"]:
+    if not bundle.git.dirty:
         return
     change = read_file(load_params().register, f"runs:/{version.run_id}/lineage/git.diff")
-    if sha256_of_json(change.decode()) != bundle["git"]["diff_sha256"]:
+    if sha256_of_json(change.decode()) != bundle.git.diff_sha256:
         raise EvidenceError(f"the uncommitted changes of {version.uri} are not those that the evidence names")
+    touched = re.findall(r"^diff --git a/(.+?) b/", change.decode(), re.MULTILINE)
+    say(f"with the changes that were not committed then, to {', '.join(touched)} (lineage/git.diff of its run)")
     file = clone / "uncommitted.diff"
     file.write_bytes(change)
     _run(["git", "apply", "--whitespace=nowarn", file.name], clone)
     file.unlink()
 
 
-def _require_lock(bundle: Mapping[str, Any], clone: Path) -> None:
-    evidence.require_same_files(
-        {"dvc.lock": sha256_of_file(clone / paths.LOCK)}, {"dvc.lock": bundle["dvc_lock_sha256"]}, str(clone)
-    )
+def _require_lock(bundle: Bundle, clone: Path) -> None:
+    found, recorded = sha256_of_file(clone / paths.LOCK), bundle.dvc_lock_sha256
+    evidence.require_same_files({"dvc.lock": found}, {"dvc.lock": recorded}, str(clone))
 
 
 def _bring_data(clone: Path, say: Callable[[str], None]) -> None:
@@ -173,16 +202,17 @@ def _train(clone: Path, say: Callable[[str], None]) -> None:
     anew = ["--force", "--single-item"]
     for stage, how in (("validate", []), ("fetch", []), ("finetune", anew), ("evaluate", anew)):
         say(f"dvc repro {' '.join([*how, stage])}")
-        _run([sys.executable, "-m", "dvc", "repro", *how, stage], clone)
+        with tempfile.TemporaryDirectory(prefix="refit-home-") as home:
+            # It may be code that somebody else wrote, with changes that nobody has read.
+            _run([sys.executable, "-m", "dvc", "repro", *how, stage], clone, without_secrets(home))
 
 
-def _run(command: list[str], folder: Path) -> str:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+def _run(command: list[str], folder: Path, environment: Mapping[str, str] | None = None) -> str:
+    environment = os.environ if environment is None else environment
+    path = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     # The code that runs is the clone's, wherever this process has its own from.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PATH": path}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", check=False
-    )
+    env = {name: value for name, value in environment.items() if name != "PYTHONPATH"} | {"PATH": path}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:
         last = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()][-3:]
         name = " ".join(Path(command[0]).name if index == 0 else word for index, word in enumerate(command))

@@ -8,7 +8,6 @@ are the effects: new data, a worker to train on, a commit, a push, a registered 
 """
 
 import datetime
-import json
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -28,13 +27,16 @@ from flows.tools.liveness import SERVER_TROUBLE, is_over, reconcile, reporting
 from flows.tools.notifications import tell
 from refit import paths
 from refit.data.changes import changes_markdown
+from refit.data.summary import ValidationSummary
 from refit.errors import DataError, TrackingError, WorkspaceError
 from refit.files import sha256_of_file
 from refit.params import Params, load_params
-from refit.registry import probe, tracking
+from refit.records import as_plain, read_record
+from refit.registry import tracking
 from refit.registry.provenance import git_state
 from refit.reports.evaluation import evaluation_markdown
 from refit.reports.validation import validation_markdown
+from refit.scoring.evaluation import Evaluation
 from tasks.compare import compare as compare_with_champion
 from tasks.register import Registration, find_registered, register_candidate
 
@@ -94,8 +96,7 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         run_stage("fetch")
         if params.flow.training_deployment is not None:
             train_elsewhere(params, deliver)
-        if run_stage("finetune").name != "Unchanged":
-            probe.get_ready({})  # for the comparison, while the evaluation runs
+        run_stage("finetune")
         run_stage("evaluate")
         show_evaluation()
         if deliver != "workspace":
@@ -161,11 +162,10 @@ def compare() -> State[None]:
     if find_registered() is not None:
         return Completed(name="Unchanged", message="it was registered, with a comparison with the present champion")
     comparison = compare_with_champion()
-    probe.get_ready(tracking.environment(load_params().register))  # to check what comes back from MLflow
-    get_run_logger().info("gate: %s: %s", comparison["verdict"], "; ".join(comparison["reasons"]))
+    get_run_logger().info("gate: %s: %s", comparison.verdict, "; ".join(comparison.reasons))
     summary = paths.COMPARISON_SUMMARY.read_text()
     create_markdown_artifact(summary, key="comparison", description="Candidate and champion")
-    return Completed(message=f"the gate says: {comparison['verdict']}")
+    return Completed(message=f"the gate says: {comparison.verdict}")
 
 
 @task(task_run_name="commit", **_EFFECT)
@@ -239,13 +239,13 @@ def show_changes(before: pd.DataFrame | None, params: Params) -> None:
 
 def show_validation() -> None:
     """The validation as an artifact of the flow run."""
-    summary = json.loads(paths.VALIDATION_SUMMARY.read_text())
+    summary = read_record(paths.VALIDATION_SUMMARY, ValidationSummary, WorkspaceError)
     create_markdown_artifact(validation_markdown(summary), key="validation", description="Data validation")
 
 
 def show_evaluation() -> None:
     """The evaluation as an artifact of the flow run."""
-    evaluation = json.loads(paths.EVALUATION.read_text())
+    evaluation = read_record(paths.EVALUATION, Evaluation, WorkspaceError)
     create_markdown_artifact(evaluation_markdown(evaluation), key="evaluation", description="Evaluation")
 
 
@@ -264,8 +264,8 @@ def _branch() -> str:
 
 
 def _headline() -> str:
-    accuracy = json.loads(paths.EVALUATION.read_text())["overall"]["accuracy"]
-    return f"test accuracy {accuracy['value']:.4f} ({accuracy['low']:.4f} to {accuracy['high']:.4f})"
+    accuracy = read_record(paths.EVALUATION, Evaluation, WorkspaceError).overall["accuracy"]
+    return f"test accuracy {accuracy.value:.4f} ({accuracy.low:.4f} to {accuracy.high:.4f})"
 
 
 def _summary(registration: Registration) -> dict[str, Any]:
@@ -276,5 +276,5 @@ def _summary(registration: Registration) -> dict[str, Any]:
         "is_new": registration.is_new,
         "git_commit": version.tags["refit.git_commit"],
         "links": dict(registration.links),
-        "overall": json.loads(paths.EVALUATION.read_text())["overall"],
+        "overall": as_plain(read_record(paths.EVALUATION, Evaluation, WorkspaceError))["overall"],
     }

@@ -25,7 +25,7 @@ from refit.data.changes import data_changes, params_changes
 from refit.errors import EvidenceError, TrackingError, WorkspaceError, run_stage
 from refit.files import publish_table, publish_text, sha256_of_file
 from refit.gate.checks import Groups, Labels, Side
-from refit.gate.comparison import FORMAT, Changes, Compared, Comparison, Costs, class_rows, side_measures
+from refit.gate.comparison import FORMAT, Changes, Compared, Comparison, Costs, SideName, class_rows, side_measures
 from refit.gate.decide import Decision, decide
 from refit.gate.evidence import Bundle
 from refit.gate.golden import NUM_GOLDEN, golden
@@ -158,7 +158,9 @@ def _made_of(params: Params, version: Version) -> tuple[Bundle, pd.DataFrame]:
         raise EvidenceError(f"{version.uri} has no readable evidence; it was not promoted by Refit") from None
 
 
-def _sides(candidate: Answer, champion: _Champion | None, test: pd.DataFrame, labels: Labels) -> tuple[Side, Side | None]:
+def _sides(
+    candidate: Answer, champion: _Champion | None, test: pd.DataFrame, labels: Labels
+) -> tuple[Side, Side | None]:
     """Both models in the indices of `labels.names`."""
     lasting = labels.lasting(frozenset((champion.answer if champion else candidate).classes))
     stored = _stored_probabilities(candidate.classes)
@@ -244,7 +246,9 @@ def _describe(
     accepted: pd.DataFrame,
 ) -> Comparison:
     settings, bins = params.gate, params.evaluate.calibration_bins
-    sides = {"candidate": new, **({"champion": old} if old else {})}
+    sides: dict[SideName, Side] = {"candidate": new}
+    if old is not None:
+        sides["champion"] = old
     measured = {
         name: side_measures(side.scored, bins, settings.bootstrap_samples, settings.confidence, params.seed)
         for name, side in sides.items()

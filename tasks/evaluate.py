@@ -80,10 +80,9 @@ def _worst_errors(predictions: pd.DataFrame, inputs: Tensor, modality_name: str,
     wrong = predictions[predictions["predicted"] != predictions["label"]]
     worst = wrong.sort_values(["confidence", "path"], ascending=[False, True]).head(count)
     picture = modality.examples(modality_name).picture
-    return [
-        WorstError(row.path, row.label, row.predicted, row.confidence, picture(inputs[row.Index].numpy()))
-        for row in worst.itertuples()
-    ]
+    columns = (worst[name] for name in ("path", "label", "predicted", "confidence"))
+    pictures = [picture(inputs[int(row)].numpy()) for row in worst.index]
+    return [WorstError(*row) for row in zip(*columns, pictures, strict=True)]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Labels for files: what `refit predict` does."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,8 @@ from refit import modality, paths
 from refit.errors import DataError
 from refit.model.card import read_card
 from refit.params import load_params
-from refit.registry import tracking
+from refit.registry import versions
+from refit.registry.probe import Bare
 
 
 @dataclass(frozen=True)
@@ -25,22 +27,18 @@ def predict_files(files: Sequence[Path], uri: str | None) -> list[Prediction]:
 
     Args:
         files: examples, each a file.
-        uri: a model in MLflow; None for the one in models/.
+        uri: a version in MLflow, as people call it; None for the model in models/.
 
     Raises:
         DataError: a file is missing or cannot be read as an example.
         CheckpointError, TrackingError: the model cannot be loaded.
     """
-    params = load_params()
-    if uri is not None:
-        contents = [_read(file, params.data.modality) for file in files]
-        column = modality.examples(params.data.modality).INPUT
-        table = tracking.load_model(uri, params.register)({column: contents})
-        return [Prediction(row.label, float(row.probability), dict(row.probabilities)) for row in table.itertuples()]
-    from refit.model.classifier import Classifier
+    with tempfile.TemporaryDirectory(prefix="refit-model-") as folder:
+        model = Bare(paths.MODEL_WEIGHTS, paths.MODEL_CARD) if uri is None else _fetch(uri, Path(folder))
+        contents = [_read(file, read_card(model.card).modality) for file in files]
+        from refit.model.classifier import Classifier
 
-    contents = [_read(file, read_card(paths.MODEL_CARD).modality) for file in files]
-    classifier = Classifier.load(paths.MODEL_WEIGHTS, paths.MODEL_CARD)
+        classifier = Classifier.load(model.weights, model.card)
     return [
         Prediction(
             classifier.classes[int(row.argmax())],
@@ -49,6 +47,13 @@ def predict_files(files: Sequence[Path], uri: str | None) -> list[Prediction]:
         )
         for row in classifier.predict(contents)
     ]
+
+
+def _fetch(uri: str, folder: Path) -> Bare:
+    """Of a model in the registry only its weights and its card, which its evidence names: no code that it brings."""
+    settings = load_params().register
+    version = versions.find(uri, settings)
+    return versions.fetch_bare(version, versions.bundle_of(version, settings), settings, folder)
 
 
 def _read(file: Path, modality_name: str) -> bytes:

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tasks.checks import Labels, Side
+from tasks.errors import EvidenceError
+from tasks.gate import Decision, decide
+from tasks.metrics import Scored
+from tasks.params import Gate, load_params
 
-from refit.errors import EvidenceError
-from refit.gate.checks import Labels, Side
-from refit.gate.decide import Decision, decide
-from refit.params import Gate, load_params
-from refit.scoring.metrics import Scored
+from tasks import statistics
 
 from .conftest import ROOT
 
@@ -92,6 +93,21 @@ def test_too_little_data_is_said_with_about_how_many_images_would_decide() -> No
     assert decision.verdict == "hold"
     assert decision.images_needed is not None
     assert f"about {decision.images_needed:,} labelled test images would decide (now 600)" in decision.reasons[0]
+
+
+def test_the_gate_decides_by_the_rule_whose_power_names_the_number_of_images() -> None:
+    """tests/test_statistics.py tries that rule on thousands of test sets; here it is the one of whole decisions."""
+    needed = judge(range(3), range(3, 10), 150).images_needed
+    assert needed is not None
+    generator, found = np.random.default_rng(9), []
+    for _ in range(40):
+        kind = generator.choice(3, needed, p=[7 / 150, 3 / 150, 140 / 150])  # won, lost, the same
+        won, lost = np.flatnonzero(kind == 0), np.flatnonzero(kind == 1)
+        decision = judge(lost, won, needed, settings(bootstrap_samples=100))
+        found.append(decision.checks[0].verdict)
+        worse, reached = statistics.decided(len(won), len(lost), needed, SETTINGS)
+        assert found[-1] == ("reject" if worse else "pass" if reached else "hold")
+    assert {"pass", "hold"} <= set(found)
 
 
 def test_few_images_without_a_disagreement_prove_nothing() -> None:

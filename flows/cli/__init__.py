@@ -3,7 +3,6 @@
 Exit codes are those of refit/errors.py; 2 also for a mistake on the command line.
 """
 
-import json
 import os
 import signal
 from dataclasses import asdict
@@ -94,6 +93,8 @@ def validate(as_json: bool) -> None:
     """Check the data and say what is wrong with it; train nothing."""
     from flows.tools import pipeline
     from refit import paths
+    from refit.data.summary import ValidationSummary
+    from refit.records import as_plain, read_record
     from refit.reports.validation import validation_markdown
 
     _load_params_first()
@@ -105,9 +106,9 @@ def validate(as_json: bool) -> None:
         if "Running stage 'validate':" not in lines:
             raise  # an earlier stage: the report that is here is of another run
         failure = error
-    summary = json.loads(paths.VALIDATION_SUMMARY.read_text())
+    summary = read_record(paths.VALIDATION_SUMMARY, ValidationSummary, WorkspaceError)
     if as_json:
-        print_json(summary)
+        print_json(as_plain(summary))
     else:
         click.echo(validation_markdown(summary))
     if failure is not None:

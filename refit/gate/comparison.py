@@ -53,6 +53,11 @@ class ClassRow:
     right: int
     was_right: int | None  # None: no champion
 
+    @property
+    def change(self) -> int | None:
+        """How many more the candidate gets right."""
+        return None if self.was_right is None else self.right - self.was_right
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -64,10 +69,10 @@ class Costs:
 
 @dataclass(frozen=True)
 class Changes:
-    """What is different since the champion: in data, by kind of change; in settings, by key, [champion's, candidate's]."""
+    """What is different since the champion."""
 
-    data: Mapping[str, Change]
-    params: Mapping[str, tuple[object, object]]
+    data: Mapping[str, Change]  # by kind of change
+    params: Mapping[str, tuple[object, object]]  # by setting: the champion's, the candidate's
 
 
 @dataclass(frozen=True)

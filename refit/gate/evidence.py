@@ -1,7 +1,7 @@
 """The evidence bundle: one canonical JSON in which everything is named that a decision rests on.
 
-    data = canonical(bundle)         its bytes; their SHA-256 is its name
-    bundle = opened(data, digest)    the other way, refusing anything else
+data = canonical(bundle)         its bytes; their SHA-256 is its name
+bundle = opened(data, digest)    the other way, refusing anything else
 """
 
 import hashlib

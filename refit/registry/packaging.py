@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import modality
+from ..errors import EvidenceError
 from ..model.card import read_card
 
 _ROOT = Path(__file__).parents[1]
@@ -63,6 +64,24 @@ def package_name(code: dict[str, bytes]) -> str:
     for path, content in sorted(code.items()):
         digest.update(f"{path}\0{len(content)}\0".encode() + content)
     return f"refit_{digest.hexdigest()[:12]}"
+
+
+def require_whole_code(model: Path, where: str) -> None:
+    """Refuse a packed model whose code is not the one that its package's name stands for.
+
+    Raises:
+        EvidenceError: a file of it was changed, or there is no such package.
+    """
+    packages = sorted((model / "code").glob("refit_*"))
+    if len(packages) != 1:
+        raise EvidenceError(f"{where} carries {len(packages)} packages of Refit's code instead of one")
+    code = {
+        file.relative_to(packages[0]).as_posix(): file.read_bytes()
+        for file in packages[0].rglob("*")
+        if file.is_file() and file.parent.name != "__pycache__"
+    }
+    if package_name(code) != packages[0].name:
+        raise EvidenceError(f"{where} carries code that was changed after it was packed as {packages[0].name}")
 
 
 @contextmanager

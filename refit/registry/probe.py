@@ -25,7 +25,7 @@ from ..gate.golden import Golden
 
 _CHILD = Path(__file__).with_name("probe_child.py")
 _SECONDS_AT_MOST = 1800
-_PASSED_ON = ("PATH", "LANG", "LD_LIBRARY_PATH", "TZ")
+_PASSED_ON = ("PATH", "LANG", "LD_LIBRARY_PATH", "TZ", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 _PASSED_ON_OF = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "OPENBLAS_", "KMP_")
 """Of the environment: how programs and libraries are found and set. Everything else may be a secret."""
 

@@ -11,13 +11,12 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import WorkspaceError
 from ..files import sha256_of_json
+from ..gate.evidence import GitState
 
 NONE = "none"
 UNKNOWN = "unknown"
@@ -46,30 +45,29 @@ class Provenance:
     @property
     def tags(self) -> dict[str, str]:
         """For a version in the registry."""
-        return {"refit.git_commit": self.commit, "refit.git_dirty": str(self.evidence["dirty"]).lower()}
+        return {"refit.git_commit": self.commit, "refit.git_dirty": str(self.evidence.dirty).lower()}
 
     @property
-    def evidence(self) -> dict[str, Any]:
-        """For the evidence bundle: commit; dirty (true, false, "unknown"); diff_sha256."""
-        dirty = UNKNOWN if self.is_dirty is None else self.is_dirty
-        return {"commit": self.commit, "dirty": dirty, "diff_sha256": sha256_of_json(self.diff)}
+    def evidence(self) -> GitState:
+        """For the evidence bundle."""
+        return GitState(self.commit, "unknown" if self.is_dirty is None else self.is_dirty, sha256_of_json(self.diff))
 
 
-def doubt_of(git: Mapping[str, Any]) -> str | None:
+def doubt_of(git: GitState) -> str | None:
     """Why the `git` entry of a bundle does not say exactly which code it was, and what to do; None: it does."""
-    if git["commit"] == NONE:
+    if git.commit == NONE:
         return (
             "it was made outside of git, so nothing says which code made it: commit the project to a git repository "
             "where it was trained, then `refit register` names that commit"
         )
-    if git["commit"] == UNKNOWN or not isinstance(git["dirty"], bool):
+    if git.commit == UNKNOWN or not isinstance(git.dirty, bool):
         return (
             "git did not tell which code made it: see what `git status` says where it was trained, commit, then "
             "`refit register` names that commit"
         )
-    if git["dirty"]:
+    if git.dirty:
         return (
-            f"it was made with changes that commit {git['commit'][:12]} does not hold: commit them where it was "
+            f"it was made with changes that commit {git.commit[:12]} does not hold: commit them where it was "
             "trained, then `refit register` names the new commit; or train with `refit retrain --commit`"
         )
     return None

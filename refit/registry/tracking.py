@@ -9,11 +9,10 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from ..errors import TrackingError, TrackingUnavailableError
@@ -21,6 +20,7 @@ from ..gate import evidence
 from ..params import Register, without_credentials
 from .dataset import as_dataset
 from .experiments import experiment_id
+from .packaging import packed
 from .records import CONTENT_TAG, Record, Version
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
 _COMMIT_TAGS = ("refit.git_commit", "refit.git_dirty", "refit.dvc_lock_sha256")
 _MODEL_TAG = "refit.model_uri"
-_MODEL_PACKAGES = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "pydantic", "safetensors")
 _SETTINGS = {
     # The defaults keep a caller waiting for four minutes when the server is down.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
@@ -69,9 +68,7 @@ def model_of_alias(settings: Register, alias: str) -> str:
     return candidates(settings) if alias == CANDIDATE else settings.model_name
 
 
-def register(
-    record: Record, settings: Register, prove: Callable[[str, Mapping[str, str]], bytes]
-) -> tuple[Version, bool]:
+def register(record: Record, settings: Register, prove: Callable[[str, Path], bytes]) -> tuple[Version, bool]:
     """Log a run and register its model as a candidate; give the version and whether it is new.
 
     The same content gives the same version. A registration that was interrupted is completed, and one whose
@@ -80,8 +77,8 @@ def register(
     Args:
         record: what to log.
         settings: where.
-        prove: called with the address of the logged model and the SHA-256 of each file that came back from MLflow;
-            gives the evidence. Without it there is no version.
+        prove: called with the address of the logged model and a folder with what came back from MLflow; gives the
+            evidence. Without it there is no version.
     """
     name = candidates(settings)
     with connected(settings) as client:
@@ -89,7 +86,7 @@ def register(
         is_new = found is None
         if found is None:
             run_id, model_uri = _log_run(client, record, settings)
-            digest = _log_evidence(client, run_id, prove(model_uri, stored_files(model_uri)))
+            digest = _log_evidence(client, run_id, _proven(model_uri, prove))
             found = _create_version(client, record, name, run_id, model_uri, digest)
         elif found.tags.get(COMPARISON_TAG) != record.comparison_digest or _is_cleaner(record, found):
             _renew_evidence(client, record, found, prove)
@@ -173,14 +170,6 @@ def links(settings: Register, version: Version) -> dict[str, str]:
         "run": f"{address}/#/experiments/{experiment_id}/runs/{version.run_id}",
         "version": f"{address}/#/models/{version.model_name}/versions/{version.version}",
     }
-
-
-def load_model(uri: str, settings: Register) -> Callable[[Any], Any]:
-    """The `predict` of a model in the registry; takes {"image": [...]} and gives a table."""
-    import mlflow
-
-    with connected(settings):
-        return mlflow.pyfunc.load_model(uri).predict
 
 
 @contextmanager
@@ -289,6 +278,11 @@ def _log_run(client: "MlflowClient", record: Record, settings: Register) -> tupl
         return str(run.info.run_id), str(model_uri)
 
 
+def _proven(model_uri: str, prove: Callable[[str, Path], bytes]) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="refit-model-") as folder:
+        return prove(model_uri, download(model_uri, Path(folder)))
+
+
 def _log_evidence(client: "MlflowClient", run_id: str, bundle: bytes) -> str:
     """Log the bundle under the name of its digest; give the digest."""
     digest = evidence.digest_of(bundle)
@@ -297,7 +291,7 @@ def _log_evidence(client: "MlflowClient", run_id: str, bundle: bytes) -> str:
 
 
 def _renew_evidence(
-    client: "MlflowClient", record: Record, found: "ModelVersion", prove: Callable[[str, Mapping[str, str]], bytes]
+    client: "MlflowClient", record: Record, found: "ModelVersion", prove: Callable[[str, Path], bytes]
 ) -> None:
     """The same content against another champion, or now from a clean commit: new files beside the old ones, then the
     tags that name them."""
@@ -305,7 +299,7 @@ def _renew_evidence(
         for file in files:
             client.log_artifact(found.run_id, str(file), folder or None)
     model_uri = client.get_run(found.run_id).data.tags[_MODEL_TAG]
-    digest = _log_evidence(client, found.run_id, prove(model_uri, stored_files(model_uri)))
+    digest = _log_evidence(client, found.run_id, _proven(model_uri, prove))
     client.update_model_version(found.name, found.version, record.description)
     commit = {tag: record.tags[tag] for tag in _COMMIT_TAGS} if _is_cleaner(record, found) else {}
     for name, value in commit.items():
@@ -333,26 +327,9 @@ def _log_metrics(client: "MlflowClient", run_id: str, start_time: int, record: R
 
 def _log_model(record: Record) -> str:
     import mlflow
-    import pandas as pd
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
 
-    outputs = [
-        ColSpec(DataType.string, "label"),
-        ColSpec(DataType.double, "probability"),
-        ColSpec(Map(DataType.double), "probabilities"),
-    ]
-    package = Path(__file__).parents[1]
-    info = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(package / "model" / "serving.py"),
-        code_paths=[str(package)],
-        artifacts={"weights": str(record.weights), "card": str(record.card)},
-        signature=ModelSignature(Schema([ColSpec(AnyType(), "image")]), Schema(outputs)),
-        input_example=pd.DataFrame({"image": [record.example_image]}),
-        pip_requirements=[f"{name}=={installed_version(name).split('+')[0]}" for name in _MODEL_PACKAGES],
-    )
-    return str(info.model_uri)
+    with packed(record.weights, record.card, record.example) as arguments:
+        return str(mlflow.pyfunc.log_model(name="model", **arguments).model_uri)
 
 
 def _create_version(

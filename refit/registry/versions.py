@@ -1,22 +1,29 @@
-"""Two versions side by side: settings, data, measures, classes."""
+"""Versions: found by what people call them, read with their evidence, and side by side."""
 
 import io
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
-from ..data.changes import data_changes, params_changes
+from ..data.changes import Change, data_changes, params_changes
 from ..errors import EvidenceError, TrackingError
+from ..files import sha256_of_file
 from ..gate import evidence
+from ..gate.comparison import ClassRow
+from ..gate.evidence import Bundle
 from ..params import Register, load_params
+from ..records import as_plain
 from . import tracking
+from .probe import Bare, Packed
 from .records import Version
 from .tracking import CANDIDATE, CHAMPION, EVIDENCE_TAG, PREVIOUS
 
 _DATA = ("model.safetensors", "model.json")
 """Weights and card in the folder `artifacts` of a model."""
+_ALIAS = re.compile(rf"^(?:models:/(?P<name>[^/@]+)@)?(?P<alias>{CANDIDATE}|{CHAMPION}|{PREVIOUS})$")
 _ADDRESS = re.compile(r"^(?:models:/)?(?P<name>[^/]+)/(?P<number>\d+)$")
 
 
@@ -28,10 +35,12 @@ def find(asked: str, settings: Register) -> Version:
     """
     if asked.isdigit():
         return tracking.version(settings, tracking.candidates(settings), asked)
-    if asked in (CANDIDATE, CHAMPION, PREVIOUS):
-        found = tracking.version_with_alias(settings, asked)
-        if found is None:
-            raise TrackingError(f"{tracking.model_of_alias(settings, asked)} has no {asked} yet")
+    if named := _ALIAS.match(asked):
+        alias = named["alias"]
+        model = tracking.model_of_alias(settings, alias)
+        found = tracking.version_with_alias(settings, alias)
+        if found is None or named["name"] not in (None, model):
+            raise TrackingError(f"{named['name'] or model} has no {alias} yet")
         return found
     address = _ADDRESS.match(asked)
     if address is None:
@@ -108,31 +117,51 @@ def _place(version: Version, settings: Register) -> str:
     return f"runs:/{version.run_id}/evidence" if _is_candidate(version, settings) else f"{version.uri}/refit"
 
 
-def difference(first: str, second: str) -> dict[str, Any]:
-    """What is different from the first to the second."""
+@dataclass(frozen=True)
+class Difference:
+    """What is different from the first of two versions to the second."""
+
+    first: str  # its address
+    second: str
+    commits: tuple[str, str]
+    same: tuple[str, ...]  # names of digests that are equal
+    params: Mapping[str, tuple[object, object]]
+    data: Mapping[str, Change]
+    environment: Mapping[str, tuple[object, object]]
+    metrics: Mapping[str, tuple[float | None, float]]
+    per_class: Mapping[str, tuple[float | None, float | None]]  # recall
+
+
+def difference(first: str, second: str) -> Difference:
+    """Compare two versions by their evidence.
+
+    Raises:
+        TrackingError, EvidenceError: one of them cannot be read.
+    """
     settings = load_params().register
-    versions = [find(asked, settings) for asked in (first, second)]
-    old, new = (bundle_of(version, settings) for version in versions)
-    images = [images_of(version, bundle, settings) for version, bundle in zip(versions, (old, new), strict=True)]
-    return {
-        "from": versions[0].uri,
-        "to": versions[1].uri,
-        "commits": [old["git"]["commit"], new["git"]["commit"]],
-        "same": sorted(name for name, digest in new["lineage"].items() if old["lineage"].get(name) == digest),
-        "params": params_changes(old["params"], new["params"]),
-        "data": data_changes(*images),
-        "environment": params_changes(old["environment"], new["environment"]),
-        "metrics": {
-            name: [old["metrics"].get(name, {}).get("value"), measure["value"]]
-            for name, measure in new["metrics"].items()
+    found = [find(asked, settings) for asked in (first, second)]
+    old, new = (bundle_of(version, settings) for version in found)
+    images = [images_of(version, bundle, settings) for version, bundle in zip(found, (old, new), strict=True)]
+    digests = [as_plain(bundle.lineage) for bundle in (old, new)]
+    return Difference(
+        first=found[0].uri,
+        second=found[1].uri,
+        commits=(old.git.commit, new.git.commit),
+        same=tuple(sorted(name for name, digest in digests[1].items() if digests[0][name] == digest)),
+        params=params_changes(old.params, new.params),
+        data=data_changes(*images),
+        environment=params_changes(as_plain(old.environment), as_plain(new.environment)),
+        metrics={
+            name: (old.metrics[name].value if name in old.metrics else None, measure.value)
+            for name, measure in new.metrics.items()
         },
-        "per_class": _per_class(old["comparison"]["per_class"], new["comparison"]["per_class"]),
-    }
+        per_class=_recalls(old.comparison.per_class, new.comparison.per_class),
+    )
 
 
-def _per_class(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[float | None]]:
-    def recall(rows: Mapping[str, Any], label: str) -> float | None:
+def _recalls(old: Mapping[str, ClassRow], new: Mapping[str, ClassRow]) -> dict[str, tuple[float | None, float | None]]:
+    def recall(rows: Mapping[str, ClassRow], label: str) -> float | None:
         row = rows.get(label)
-        return row["right"] / row["images"] if row and row["images"] else None
+        return row.right / row.images if row and row.images else None
 
-    return {label: [recall(old, label), recall(new, label)] for label in sorted(old.keys() | new.keys())}
+    return {label: (recall(old, label), recall(new, label)) for label in sorted(old.keys() | new.keys())}

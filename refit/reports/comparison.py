@@ -105,8 +105,7 @@ def _difference(comparison: Comparison, measure: str) -> str:
 def _classes(comparison: Comparison) -> list[_Class]:
     """Classes with the largest loss first."""
     rows = [
-        _Class(label, row.images, row.right, row.was_right, None if row.was_right is None else row.right - row.was_right)
-        for label, row in comparison.per_class.items()
+        _Class(label, row.images, row.right, row.was_right, row.change) for label, row in comparison.per_class.items()
     ]
     return sorted(rows, key=lambda row: (row.change or 0, row.label))
 

@@ -1,20 +1,18 @@
 """Two versions side by side, for a person."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from ..registry.versions import Difference
 from .page import table
 
 
-def difference_markdown(found: Mapping[str, Any]) -> str:
-    """The same for a person."""
-    data = ", ".join(f"{change['count']:,} {name.replace('_', ' ')}" for name, change in found["data"].items())
-    settings = [(key, old, new) for key, (old, new) in {**found["params"], **found["environment"]}.items()]
-    measures = [(name.replace("_", " "), _shown(old), _shown(new)) for name, (old, new) in found["metrics"].items()]
-    classes = [(f"recall of {label}", _shown(old), _shown(new)) for label, (old, new) in found["per_class"].items()]
+def difference_markdown(found: Difference) -> str:
+    """What is different, as tables."""
+    data = ", ".join(f"{change.count:,} {name.replace('_', ' ')}" for name, change in found.data.items())
+    settings = [(key, old, new) for key, (old, new) in {**found.params, **found.environment}.items()]
+    measures = [(name.replace("_", " "), _shown(old), _shown(new)) for name, (old, new) in found.metrics.items()]
+    classes = [(f"recall of {label}", _shown(old), _shown(new)) for label, (old, new) in found.per_class.items()]
     lines = [
-        f"## From {found['from']} to {found['to']}",
-        f"Commits {found['commits'][0][:12]} and {found['commits'][1][:12]}. The same: {', '.join(found['same'])}.",
+        f"## From {found.first} to {found.second}",
+        f"Commits {found.commits[0][:12]} and {found.commits[1][:12]}. The same: {', '.join(found.same)}.",
         f"Data: {data}.",
         "",
         *(table(("setting", "first", "second"), settings) if settings else ["The settings are the same."]),

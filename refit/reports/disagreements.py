@@ -49,7 +49,7 @@ def disagreements(test: pd.DataFrame, new: Scored, old: Scored, classes: Sequenc
         worst = indices[np.argsort(-wrong.confidence[indices], kind="stable")][:_MOST_PICTURES]
         paths, labels = test["path"].iloc[worst], test["label"].iloc[worst]
         champion, candidate = ([classes[side.predicted[row]] for row in worst] for side in (old, new))
-        rows_shown = zip(paths, labels, champion, candidate, _pictures(paths, card), strict=True)
+        rows_shown = zip(paths, labels, champion, candidate, _pictures(list(paths), card), strict=True)
         return tuple(Disagreement(*row) for row in rows_shown)
 
     return Disagreements(lost=shown(was_right & ~right, new), won=shown(right & ~was_right, old))

@@ -1,15 +1,13 @@
 """What was wrong with the data."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import pandas as pd
 
+from ..data.summary import ValidationSummary
 from ..params import SPLITS
 from .page import environment, table
 
 
-def validation_page(summary: Mapping[str, Any], rejected: pd.DataFrame) -> str:
+def validation_page(summary: ValidationSummary, rejected: pd.DataFrame) -> str:
     """The validation as HTML: verdict, classes by split, every rejected example (the first 1,000) with its reason."""
     return (
         environment()
@@ -18,20 +16,19 @@ def validation_page(summary: Mapping[str, Any], rejected: pd.DataFrame) -> str:
     )
 
 
-def validation_markdown(summary: Mapping[str, Any]) -> str:
+def validation_markdown(summary: ValidationSummary) -> str:
     """The validation in a few lines and one table."""
-    verdict = "passed" if summary["passed"] else "stopped the run"
+    verdict = "passed" if summary.passed else "stopped the run"
     lines = [
         f"## Data validation {verdict}",
-        f"{summary['num_accepted']:,} of {summary['num_examples']:,} images accepted, "
-        f"{summary['num_rejected']:,} rejected.",
+        f"{summary.num_accepted:,} of {summary.num_examples:,} images accepted, {summary.num_rejected:,} rejected.",
         "",
-        *(f"- **{failure}**" for failure in summary["failures"]),
-        *(f"- {count:,} × {reason}" for reason, count in summary["rejected_by_reason"].items()),
+        *(f"- **{failure}**" for failure in summary.failures),
+        *(f"- {count:,} × {reason}" for reason, count in summary.rejected_by_reason.items()),
         "",
         *table(
             ("class", *SPLITS),
-            [(label, *(f"{counts[split]:,}" for split in SPLITS)) for label, counts in summary["classes"].items()],
+            [(label, *(f"{counts[split]:,}" for split in SPLITS)) for label, counts in summary.classes.items()],
         ),
     ]
     return "\n".join(lines)
