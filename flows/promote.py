@@ -79,7 +79,7 @@ def approve(version: str) -> dict[str, Any]:
     policy.keep_logs_short()
     case = decisions.review(version)
     create_markdown_artifact(
-        comparison_markdown(case.bundle["comparison"], load_params().register.model_name),
+        comparison_markdown(case.bundle.comparison, load_params().register.model_name),
         key="decision",
         description=f"Evidence {case.digest[:12]} of {case.version.uri}",
     )

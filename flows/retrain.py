@@ -112,7 +112,8 @@ def run_stage(stage: str) -> State[None]:
     logger = get_run_logger()
     try:
         hours = load_params().flow.stage_timeout_hours
-        if not pipeline.reproduce(stage, logger.info, timeout_seconds=3600 * hours):
+        is_forced = stage == "ingest" and paths.ACCIDENTS.exists()  # which DVC knows nothing of
+        if not pipeline.reproduce(stage, logger.info, timeout_seconds=3600 * hours, is_forced=is_forced):
             return Completed(name="Unchanged", message="its code, params and inputs are those of the last run")
     except DataError as error:
         tell("refit.data.rejected", str(error))

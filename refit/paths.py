@@ -14,6 +14,7 @@ ENVIRONMENT = Path("reports/environment.json")  # environment
 DIGITS = Path("data/digits")  # sample
 
 MANIFEST = Path("data/manifest.parquet")  # ingest
+ACCIDENTS = Path(".refit/accidents.json")  # ingest, for the flow: what could not be inspected this time
 UNPACKED = Path("data/unpacked")  # ingest: the images, when the data source is an archive
 
 ACCEPTED = Path("data/accepted.parquet")  # validate

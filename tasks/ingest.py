@@ -8,10 +8,11 @@ Columns of the manifest:
     label         class, as the source names it
     split         train, val or test
     sha256        of the file's bytes
-    pixel_sha256  of the decoded pixels
-    bytes, width, height, mode, format        of the file and of the upright picture
-    phash, group  perceptual hash (64 bits) and coarse signature (15 bits), hexadecimal
+    bytes         size of the file
+    content_sha256            of what it says, decoded (a picture's pixels): equal for a copy with other metadata
+    group         coarse signature that near-duplicates share
     error         why the example cannot be used, or null
+    …             and what the modality says of it: a picture's width, height, mode, format, phash
 
 Where the source gives no splits, the split is a function of the picture alone: of its coarse signature, which
 near-duplicates share. So an image never changes side when others are added, and near-duplicates do not end up
@@ -61,9 +62,9 @@ def build_manifest(examples: list[Example], data: Data) -> pd.DataFrame:
         row: dict[str, Any] = {
             "path": _relative(example.path),
             "label": example.label,
-            "split": split_of(inspection["group"], example.split, given, data),
+            "split": split_of(inspection.group, example.split, given, data),
         }
-        rows.append(row | inspection | {"error": example.error or inspection["error"]})
+        rows.append(row | inspection.columns())
     return pd.DataFrame(rows).astype({"error": "string"})
 
 

@@ -58,7 +58,12 @@ def _fetch(uri: str, folder: Path) -> Bare:
 
 def _read(file: Path, modality_name: str) -> bytes:
     """The bytes of a file that the modality can read: a mistake is named before a model is loaded."""
-    error = modality.files(modality_name).inspect(file).error
-    if error is not None:
-        raise DataError(f"{file}: {error}")
-    return file.read_bytes()
+    try:
+        error = modality.files(modality_name).inspect(file).error
+        if error is not None:
+            raise DataError(f"{file}: {error}")
+        return file.read_bytes()
+    except OSError as problem:
+        raise DataError(f"{file} cannot be read: {problem.strerror}") from None
+    except MemoryError:
+        raise DataError(f"{file}: not enough memory to read it") from None

@@ -11,19 +11,23 @@ is one complete model, the old or the new one.
 
 import dataclasses
 import datetime
-import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from refit.errors import EvidenceError, RefusedError, TrackingError
-from refit.gate import history
+from refit.gate import evidence, history
+from refit.gate.checks import Verdict
+from refit.gate.evidence import Bundle
+from refit.gate.golden import Golden
 from refit.gate.history import Move
 from refit.params import Register, load_params
-from refit.registry import probe, releases, tracking, versions
+from refit.records import parse_record, read_record
+from refit.registry import releases, tracking, versions
+from refit.registry.probe import Bare, Packed, serving_check
 from refit.registry.provenance import doubt_of
 from refit.registry.records import CONTENT_TAG, Version
 from refit.registry.tracking import CHAMPION, EVIDENCE_TAG, PREVIOUS
@@ -35,12 +39,12 @@ class Case:
 
     version: Version
     digest: str
-    bundle: Mapping[str, Any]
+    bundle: Bundle
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """The gate's."""
-        return str(self.bundle["comparison"]["verdict"])
+        return self.bundle.comparison.verdict
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def review(number: str) -> Case:
     version = tracking.version(settings, tracking.candidates(settings), number)
     case = _open(settings, version)
     found = case.bundle
-    if found["content_digest"] != version.tags.get(CONTENT_TAG) or found["model_name"] != settings.model_name:
+    if found.content_digest != version.tags.get(CONTENT_TAG) or found.model_name != settings.model_name:
         raise EvidenceError(f"the evidence of {version.uri} is about another model")
     return case
 
@@ -95,9 +99,9 @@ def _reading(version: Version) -> Iterator[None]:
 def objections(case: Case, champion: Version | None, rejection: Move | None) -> list[Objection]:
     """Everything that speaks against promoting; empty: nothing."""
     found = []
-    compared, present = case.bundle["comparison"]["champion"], None if champion is None else champion.identity
+    compared, present = case.bundle.comparison.champion, None if champion is None else champion.identity
     if compared != present:
-        then, now = (entry["uri"] if entry else "no champion" for entry in (compared, present))
+        then, now = (entry.uri if entry else "no champion" for entry in (compared, present))
         found.append(
             Objection(
                 f"the champion changed since the comparison: it was compared with {then}, now there is {now}; run "
@@ -106,9 +110,9 @@ def objections(case: Case, champion: Version | None, rejection: Move | None) -> 
             )
         )
     if case.verdict != "pass":
-        reasons = "; ".join(case.bundle["comparison"]["reasons"])
+        reasons = "; ".join(case.bundle.comparison.reasons)
         found.append(Objection(f"the gate says {case.verdict}: {reasons}", may_be_forced=True))
-    if doubt := doubt_of(case.bundle["git"]):
+    if doubt := doubt_of(case.bundle.git):
         found.append(Objection(doubt, may_be_forced=True))
     if rejection is not None:
         found.append(Objection(f"{rejection.who} rejected it: {rejection.reason}", may_be_forced=True))
@@ -144,10 +148,7 @@ def promote(
     plan = _plan(move, case)
     if is_dry_run:
         return plan | {"is_dry_run": True}
-    with tempfile.TemporaryDirectory(prefix="refit-release-") as folder:
-        model = releases.fetch_candidate(settings, case.version, case.bundle, Path(folder))
-        release = releases.publish(settings, case.version, model)
-    _smoke_test(settings, release)
+    release = _release(settings, case)
     done = _move_champion(settings, dataclasses.replace(move, to_version=release.version))
     return plan | {"to": release.uri, "move": dataclasses.asdict(done)}
 
@@ -172,7 +173,7 @@ def rollback(number: str | None, reason: str, is_dry_run: bool = False) -> dict[
         past = releases.moves(settings)
         return _finish(settings, past, champion, released(target), is_dry_run)
     case = released(target)
-    _smoke_test(settings, case.version)
+    _require_answers(settings, case)
     move = dataclasses.replace(_draft(settings, "rollback", reason, case, champion, False), to_version=target)
     plan = _plan(move, case) | {"to": case.version.uri}
     if is_dry_run:
@@ -245,18 +246,34 @@ def _target(settings: Register, number: str | None) -> str:
     return previous.version
 
 
-def _smoke_test(settings: Register, release: Version) -> None:
-    """The released bytes load by their address in a clean process and answer as they did."""
-    params = load_params()
-    with _reading(release):
-        golden = json.loads(tracking.read_file(settings, f"{release.uri}/refit/golden.json"))
-    probe.serving_check(
-        release.uri,
-        golden,
-        tracking.environment(settings),
-        params.finetune.num_threads,
-        params.gate.max_probability_error,
+def _release(settings: Register, case: Case) -> Version:
+    """The candidate's data, packed here, tried here, and uploaded."""
+    version = case.version
+    with tempfile.TemporaryDirectory(prefix="refit-release-") as temporary, _reading(version):
+        folder = Path(temporary)
+        data = versions.fetch_bare(version, case.bundle, settings, folder / "data")
+        beside = releases.fetch_evidence(settings, version, case.bundle, folder / "evidence")
+        golden = read_record(beside / "golden.json", Golden, EvidenceError)
+        model = releases.pack(data, beside, golden, folder / "model")
+        _check(Packed(model), golden, f"the release of {version.uri}")
+        return releases.publish(settings, version, model)
+
+
+def _require_answers(settings: Register, case: Case) -> None:
+    """The released weights, read by the code that is installed here, answer as they did."""
+    version = case.version
+    with tempfile.TemporaryDirectory(prefix="refit-release-") as temporary, _reading(version):
+        data = versions.fetch_bare(version, case.bundle, settings, Path(temporary))
+        stored = tracking.read_file(settings, f"{version.uri}/refit/golden.json")
+    evidence.require_same_files(
+        {"golden.json": evidence.digest_of(stored)}, {"golden.json": case.bundle.files["golden.json"]}, version.uri
     )
+    _check(data, parse_record(stored, Golden, EvidenceError, version.uri), version.uri)
+
+
+def _check(model: Bare | Packed, golden: Golden, name: str) -> None:
+    params = load_params()
+    serving_check(model, golden, params.finetune.num_threads, params.gate.max_probability_error, name)
 
 
 # The move itself

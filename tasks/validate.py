@@ -8,40 +8,36 @@ written, `data/accepted.parquet` is not. `rejected.parquet` has the manifest's c
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 
-from refit import paths
+from refit import modality, paths
+from refit.data.digests import data_digest, split_digest
+from refit.data.summary import ValidationSummary
 from refit.errors import DataError, run_stage
-from refit.files import publish_json, publish_table, publish_text, sha256_of_json
-from refit.params import SPLITS, Validate, load_params
+from refit.files import publish_table, publish_text
+from refit.params import SPLITS, Params, Validate, load_params
 from refit.progress import say
+from refit.records import publish_record
 from refit.reports.validation import validation_page
 
+Columns = dict[str, pa.Column]
 _DIGITS_OF_SHA256 = pa.Check.str_matches(r"^[0-9a-f]{64}$")
 
-MANIFEST_SCHEMA = pa.DataFrameSchema(
-    {
-        "path": pa.Column(str),
-        "label": pa.Column(str),
-        "split": pa.Column(str, pa.Check.isin(SPLITS)),
-        "sha256": pa.Column(str),
-        "pixel_sha256": pa.Column(str),
-        "bytes": pa.Column("int64", pa.Check.ge(0)),
-        "width": pa.Column("int64", pa.Check.ge(0)),
-        "height": pa.Column("int64", pa.Check.ge(0)),
-        "mode": pa.Column(str),
-        "format": pa.Column(str),
-        "phash": pa.Column(str),
-        "group": pa.Column(str),
-        "error": pa.Column("string", nullable=True),
-    },
-    strict=True,
-)
-"""What `ingest` promises; a manifest that breaks it was not written by this version of Refit."""
+_MANIFEST = {
+    "path": pa.Column(str),
+    "label": pa.Column(str),
+    "split": pa.Column(str, pa.Check.isin(SPLITS)),
+    "sha256": pa.Column(str),
+    "content_sha256": pa.Column(str),
+    "bytes": pa.Column("int64", pa.Check.ge(0)),
+    "group": pa.Column(str),
+    "error": pa.Column("string", nullable=True),
+}
+"""What `ingest` promises of every example, beside what its modality adds; a manifest that breaks it was not written by
+this version of Refit."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +53,10 @@ def main() -> None:
     params = load_params()
     paths.ACCEPTED.unlink(missing_ok=True)
     manifest = pd.read_parquet(paths.MANIFEST)
-    verdict = judge(manifest, params.validate)
+    verdict = judge(manifest, params)
     summary = summarize(manifest, verdict)
     publish_table(paths.REJECTED, verdict.rejected)
-    publish_json(paths.VALIDATION_SUMMARY, summary)
+    publish_record(paths.VALIDATION_SUMMARY, summary)
     publish_text(paths.VALIDATION_REPORT, validation_page(summary, verdict.rejected))
     if verdict.failures:
         raise DataError(
@@ -72,16 +68,17 @@ def main() -> None:
     say(f"{len(verdict.accepted):,} accepted, {len(verdict.rejected):,} rejected: {paths.VALIDATION_REPORT}")
 
 
-def judge(manifest: pd.DataFrame, rules: Validate) -> Verdict:
+def judge(manifest: pd.DataFrame, params: Params) -> Verdict:
     """Apply all rules.
 
     Raises:
-        DataError: the manifest itself breaks `MANIFEST_SCHEMA`.
+        DataError: the manifest itself is not what this version of Refit writes.
     """
-    _check_manifest(manifest)
+    rules, modality_rules = params.validate, modality.rules(params.data.modality)
+    _check_manifest(manifest, modality_rules.manifest_columns())
     reasons = manifest["error"].copy()
     usable = manifest[reasons.isna()]
-    reasons.update(_broken_row_rules(usable, rules))
+    reasons.update(_broken_row_rules(usable, rules, modality_rules.row_columns(params.of_modality.validate)))
     reasons.update(_repeated(manifest[reasons.isna()]))
     accepted = manifest[reasons.isna()].drop(columns="error").reset_index(drop=True)
     rejected = manifest[reasons.notna()].drop(columns="error").assign(reason=reasons.dropna()).reset_index(drop=True)
@@ -94,30 +91,29 @@ def judge(manifest: pd.DataFrame, rules: Validate) -> Verdict:
     return Verdict(accepted, rejected, failures)
 
 
-def summarize(manifest: pd.DataFrame, verdict: Verdict) -> dict[str, Any]:
+def summarize(manifest: pd.DataFrame, verdict: Verdict) -> ValidationSummary:
     """The validation in numbers, with the digests that name the data and its split from here on."""
     accepted = verdict.accepted
     counts = (
         accepted.groupby(["label", "split"]).size().unstack(fill_value=0).reindex(columns=list(SPLITS), fill_value=0)
     )
     reasons = verdict.rejected["reason"].str.replace(r"[:;].*$", "", regex=True).value_counts()
-    rows = sorted(accepted[["sha256", "label", "split"]].itertuples(index=False, name=None))
-    return {
-        "passed": not verdict.failures,
-        "failures": list(verdict.failures),
-        "num_examples": len(manifest),
-        "num_accepted": len(accepted),
-        "num_rejected": len(verdict.rejected),
-        "rejected_by_reason": {str(reason): int(count) for reason, count in reasons.items()},
-        "classes": {str(label): {split: int(row[split]) for split in SPLITS} for label, row in counts.iterrows()},
-        "data_digest": sha256_of_json([row[:2] for row in rows]),
-        "split_digest": sha256_of_json(rows),
-    }
+    return ValidationSummary(
+        passed=not verdict.failures,
+        failures=verdict.failures,
+        num_examples=len(manifest),
+        num_accepted=len(accepted),
+        num_rejected=len(verdict.rejected),
+        rejected_by_reason={str(reason): int(count) for reason, count in reasons.items()},
+        classes={str(label): {split: int(row[split]) for split in SPLITS} for label, row in counts.iterrows()},
+        data_digest=data_digest(accepted),
+        split_digest=split_digest(accepted),
+    )
 
 
-def _check_manifest(manifest: pd.DataFrame) -> None:
+def _check_manifest(manifest: pd.DataFrame, columns: Columns) -> None:
     try:
-        MANIFEST_SCHEMA.validate(manifest, lazy=True)
+        pa.DataFrameSchema(_MANIFEST | columns, strict=True).validate(manifest, lazy=True)
     except SchemaErrors as error:
         cases = error.failure_cases.head(5)
         problems = "; ".join(f"column {row.column or row.failure_case}: {row.check}" for row in cases.itertuples())
@@ -126,10 +122,7 @@ def _check_manifest(manifest: pd.DataFrame) -> None:
         ) from None
 
 
-def _row_schema(rules: Validate) -> pa.DataFrameSchema:
-    side = pa.Check.in_range(
-        rules.min_side, rules.max_side, error=f"side outside {rules.min_side} to {rules.max_side} pixels"
-    )
+def _row_schema(rules: Validate, columns: Columns) -> pa.DataFrameSchema:
     labels = (
         [] if rules.labels is None else [pa.Check.isin(rules.labels, error="label is not one of `validate.labels`")]
     )
@@ -137,17 +130,15 @@ def _row_schema(rules: Validate) -> pa.DataFrameSchema:
         {
             "label": pa.Column(str, [pa.Check.str_length(min_value=1, error="no label"), *labels]),
             "sha256": pa.Column(str, _DIGITS_OF_SHA256),
-            "width": pa.Column("int64", side),
-            "height": pa.Column("int64", side),
-            "mode": pa.Column(str, pa.Check.isin(rules.modes, error="pixel format is not one of `validate.modes`")),
+            **columns,
         }
     )
 
 
-def _broken_row_rules(usable: pd.DataFrame, rules: Validate) -> pd.Series:
+def _broken_row_rules(usable: pd.DataFrame, rules: Validate, columns: Columns) -> pd.Series:
     """Reason by row index, for the rows that break a row-level rule."""
     try:
-        _row_schema(rules).validate(usable, lazy=True)
+        _row_schema(rules, columns).validate(usable, lazy=True)
     except SchemaErrors as error:
         cases = error.failure_cases.dropna(subset="index")
         texts = cases["check"] + ": " + cases["column"] + " is " + cases["failure_case"].astype(str)
@@ -157,7 +148,7 @@ def _broken_row_rules(usable: pd.DataFrame, rules: Validate) -> pd.Series:
 
 def _repeated(usable: pd.DataFrame) -> pd.Series:
     """All but the first of equal pictures under the same label in the same split."""
-    keys = ["pixel_sha256", "label", "split"]
+    keys = ["content_sha256", "label", "split"]
     repeated = usable.duplicated(keys)
     first_path = usable.groupby(keys)["path"].transform("first")
     return ("duplicate: the same picture as " + first_path)[repeated].astype("string")
@@ -184,13 +175,13 @@ def _shared_across_splits(usable: pd.DataFrame) -> list[str]:
 
 
 def _contradicting(usable: pd.DataFrame, column: str, complaint: str) -> list[str]:
-    differing = usable.groupby("pixel_sha256")[column].transform("nunique") > 1
-    clashes = usable[differing].sort_values(["pixel_sha256", "path"])
+    differing = usable.groupby("content_sha256")[column].transform("nunique") > 1
+    clashes = usable[differing].sort_values(["content_sha256", "path"])
     if clashes.empty:
         return []
-    first = clashes[clashes["pixel_sha256"] == clashes["pixel_sha256"].iloc[0]].drop_duplicates(column)
+    first = clashes[clashes["content_sha256"] == clashes["content_sha256"].iloc[0]].drop_duplicates(column)
     example = " and ".join(f"{row.path} ({getattr(row, column)})" for row in first.head(2).itertuples())
-    return [f"{complaint} ({clashes['pixel_sha256'].nunique():,} pictures), for instance {example}"]
+    return [f"{complaint} ({clashes['content_sha256'].nunique():,} pictures), for instance {example}"]
 
 
 def _too_few(accepted: pd.DataFrame, rules: Validate) -> list[str]:

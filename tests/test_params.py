@@ -59,6 +59,18 @@ def test_the_schema_in_the_repository_is_that_of_the_code() -> None:
         ("register.tracking_uri", "http://me:secret@host", "MLFLOW_TRACKING_URI"),
         ("register.tracking_uri", "postgresql://secret@host/db", "MLFLOW_TRACKING_URI"),
         ("checkpoint.uri", "https://me:secret@host/x", "`checkpoint.uri` holds a user or password"),
+        (
+            "data.source",
+            "s3://bucket/photos/",
+            "`uv pip install --python .venv dvc-s3`, then `dvc import-url s3://bucket/photos/ data/photos`, "
+            "and set `data.source: data/photos`",
+        ),
+        (
+            "data.source",
+            "https://me:secret@host/photos.zip?signature=secret",
+            "must be a path: `dvc import-url https://host/photos.zip data/photos.zip`, and set",
+        ),
+        ("data.source", "file:///srv/photos", "`data.source` is 'file:///srv/photos'; write the path alone"),
     ],
 )
 def test_a_mistake_is_named(project: Path, key: str, value: object, expected: str) -> None:
@@ -67,6 +79,12 @@ def test_a_mistake_is_named(project: Path, key: str, value: object, expected: st
         load_params()
     assert expected in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_a_label_is_not_allowed_and_given_up_at_once(project: Path) -> None:
+    change_params(project / "params.yaml", {"validate.labels": ["ant", "eel"], "validate.retired_labels": ["eel"]})
+    with pytest.raises(ParamsError, match=r"`validate\.labels` allows eel, which `validate\.retired_labels` gives up"):
+        load_params()
 
 
 def test_all_mistakes_are_reported_together(project: Path) -> None:

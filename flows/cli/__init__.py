@@ -5,7 +5,6 @@ Exit codes are those of refit/errors.py; 2 also for a mistake on the command lin
 
 import os
 import signal
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,13 +93,15 @@ def validate(as_json: bool) -> None:
     from flows.tools import pipeline
     from refit import paths
     from refit.data.summary import ValidationSummary
-    from refit.records import as_plain, read_record
+    from refit.records import read_record
     from refit.reports.validation import validation_markdown
 
     _load_params_first()
     failure: DataError | None = None
     lines: list[str] = []
     try:
+        if paths.ACCIDENTS.exists():
+            pipeline.reproduce("ingest", lambda line: _pass_on(line, lines), is_forced=True)
         pipeline.reproduce("validate", lambda line: _pass_on(line, lines), single_item=False)
     except DataError as error:
         if "Running stage 'validate':" not in lines:
@@ -108,7 +109,7 @@ def validate(as_json: bool) -> None:
         failure = error
     summary = read_record(paths.VALIDATION_SUMMARY, ValidationSummary, WorkspaceError)
     if as_json:
-        print_json(as_plain(summary))
+        print_json(summary)
     else:
         click.echo(validation_markdown(summary))
     if failure is not None:
@@ -178,7 +179,7 @@ def predict(images: tuple[Path, ...], uri: str | None, as_json: bool) -> None:
 
     results = predict_files([_from_start(image) for image in images], uri)
     if as_json:
-        print_json([{"file": str(image), **asdict(result)} for image, result in zip(images, results, strict=True)])
+        print_json([{"file": str(image), **vars(result)} for image, result in zip(images, results, strict=True)])
         return
     for image, result in zip(images, results, strict=True):
         click.echo(f"{image}\t{result.label}\t{result.probability:.4f}")

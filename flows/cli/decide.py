@@ -145,7 +145,7 @@ def reproduce(version: str, keep: Path | None, as_json: bool) -> None:
         print_json(found)
     else:
         click.echo(as_text(found))
-    sys.exit(REPRODUCED[found["outcome"]])
+    sys.exit(REPRODUCED[found.outcome])
 
 
 @click.group()
@@ -209,8 +209,8 @@ def _show(case: Any, err: bool = False) -> None:
     from refit.reports.comparison import comparison_markdown
 
     settings = load_params().register
-    click.echo(comparison_markdown(case.bundle["comparison"], settings.model_name), err=err)
-    click.echo(f"\nVersion   {case.version.uri}, commit {case.bundle['git']['commit'][:12]}", err=err)
+    click.echo(comparison_markdown(case.bundle.comparison, settings.model_name), err=err)
+    click.echo(f"\nVersion   {case.version.uri}, commit {case.bundle.git.commit[:12]}", err=err)
     click.echo(f"Evidence  {case.digest[:12]} (reports/comparison.html of its run shows pictures)", err=err)
     for name, address in tracking.links(settings, case.version).items():
         click.echo(f"{name.capitalize():<10}{address}", err=err)

@@ -2,14 +2,15 @@
 
 import json
 import sys
-from typing import Any
 
 import click
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 
 
-def print_json(content: Any) -> None:
-    """One document on standard output."""
-    json.dump(content, sys.stdout, indent=2, ensure_ascii=False, sort_keys=True)
+def print_json(content: object) -> None:
+    """One document on standard output: plain values, and records among them."""
+    import msgspec
+
+    json.dump(msgspec.to_builtins(content), sys.stdout, indent=2, ensure_ascii=False, sort_keys=True)
     sys.stdout.write("\n")

@@ -172,22 +172,28 @@ def inputs_of(stage: str) -> list[str]:
 
 
 def reproduce(
-    target: str, log: Callable[[str], None], single_item: bool = True, timeout_seconds: float | None = None
+    target: str,
+    log: Callable[[str], None],
+    single_item: bool = True,
+    timeout_seconds: float | None = None,
+    is_forced: bool = False,
 ) -> bool:
     """Reproduce one stage (or, not `single_item`, all that leads to it); say whether there was anything to do.
 
     What is missing here but known is taken from the remote, if there is one. A lock held by another DVC process is
-    waited for. When this process is interrupted, the stage and all its children are stopped first.
+    waited for. `is_forced` runs it though nothing changed that DVC knows of. When this process is interrupted, the
+    stage and all its children are stopped first.
 
     Raises:
         RefitError: of the class that the stage's exit code names, with the stage's own message.
         WorkspaceError: it took longer than `timeout_seconds`, and was stopped.
     """
     has_remote = _has_remote()
-    if has_remote and single_item and is_unchanged(target):
+    if has_remote and single_item and not is_forced and is_unchanged(target):
         log(f"Stage '{target}' didn't change, skipping")
         return False  # `--pull` would go and look for what others ran
     options = [*(["--single-item"] if single_item else []), *(["--pull"] if has_remote else [])]
+    options += ["--force"] if is_forced else []
     for _ in range(_LOCK_ATTEMPTS):
         status, lines = dvc_process.run(["repro", *options, target], log, timeout_seconds)
         if status == 0:

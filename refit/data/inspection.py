@@ -1,36 +1,46 @@
 """Inspecting many files: in parallel processes, and each content only once.
 
-    inspections = inspect_all(examples, "image")        one dictionary per example, in order
+    inspections = inspect_all(examples, "image")        one record per example, in order
 
-What an inspection finds is a function of a file's bytes and of the inspecting code, so it is kept under the digests of
-both (.refit/inspections/<code>.parquet) and not computed again: when a set grows, only what is new is decoded. A flow
-may fill the same store from other machines first (`flows/prepare.py`); the results are the same.
+What a picture is found to be is a function of its bytes, of the inspecting code and of the decoders, so it is kept
+under the digests of all three (.refit/inspections/<decided by>.parquet) and not computed again: when a set grows, only
+what is new is decoded. A flow may fill the same store from other machines first (`flows/prepare.py`); the results are
+the same.
+
+Only pictures that were decoded are kept. A failure is looked at again each time, since it may be an accident: libjpeg,
+libwebp and libtiff say of a good file that it is damaged when they get no memory.
 """
 
 import dataclasses
 import hashlib
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from .. import modality
-from ..files import publish_table, sha256_of_file
+from ..files import publish_json, publish_table, sha256_of_file, sha256_of_json
+from ..modality.contract import Inspection
+from ..paths import ACCIDENTS
 from ..progress import say, track
 from .sources import Example
 
 STORE = Path(".refit/inspections")
 CHUNK = 64
-Inspected = dict[str, Any]
+
+_NO_MEMORY = "not enough memory to decode it"
+_DIED = "the process that decoded it died, crashed or killed for its memory"
+_AGAIN = "the next `refit retrain` or `validate` tries again, or `dvc repro -f ingest`"
+_POOL_TROUBLE = (BrokenProcessPool, MemoryError, OSError)  # OSError: no memory for another process
 
 
-def inspect_all(examples: Sequence[Example], modality_name: str) -> list[Inspected]:
+def inspect_all(examples: Sequence[Example], modality_name: str) -> list[Inspection]:
     """Inspect all examples; those whose content was inspected before are not decoded again."""
     known = recall(modality_name)
     digests = _digests(examples) if known else [""] * len(examples)
@@ -42,37 +52,60 @@ def inspect_all(examples: Sequence[Example], modality_name: str) -> list[Inspect
     inspections = [known[digest] if digest in known else next(found) for digest in digests]
     if fresh:
         remember([*known.values(), *inspections], modality_name)
+    _note_accidents(examples, inspections)
     return inspections
 
 
-def inspect_one(example: Example, modality_name: str) -> Inspected:
-    """Inspect one example in this process."""
+def inspect_one(example: Example, modality_name: str) -> Inspection:
+    """Inspect one example in this process. Want of memory and a file that cannot be read are accidents of this time."""
     files = modality.files(modality_name)
     if example.error is not None:
-        return dataclasses.asdict(files.Inspection(error=example.error))
-    return dataclasses.asdict(files.inspect(example.path))
+        return files.INSPECTED(error=example.error)
+    try:
+        return files.inspect(example.path)
+    except MemoryError:
+        return _accident(_NO_MEMORY, modality_name)
+    except OSError as error:
+        return _accident(f"cannot be read: {error.strerror or type(error).__name__}", modality_name)
 
 
-def recall(modality_name: str) -> dict[str, Inspected]:
+def _accident(reason: str, modality_name: str) -> Inspection:
+    return modality.files(modality_name).INSPECTED(error=f"{reason}; {_AGAIN}", is_accident=True)
+
+
+def _note_accidents(examples: Sequence[Example], inspections: Sequence[Inspection]) -> None:
+    """For the flow: the files are what they were, so that DVC would see no reason to look at them again."""
+    noted = [str(example.path) for example, found in zip(examples, inspections, strict=True) if found.is_accident]
+    ACCIDENTS.unlink(missing_ok=True)
+    if noted:
+        publish_json(ACCIDENTS, noted)
+        say(f"{len(noted):,} could not be inspected this time, first {noted[0]}; {_AGAIN}")
+
+
+def recall(modality_name: str) -> dict[str, Inspection]:
     """What is known, by the SHA-256 of the file."""
     store = _store(modality_name)
     if not store.is_file():
         return {}
-    rows = pd.read_parquet(store).astype(object)
-    return {str(row["sha256"]): row for row in rows.where(rows.notna(), None).to_dict("records")}  # type: ignore[misc]
+    inspected = modality.files(modality_name).INSPECTED
+    rows = pd.read_parquet(store).to_dict("records")
+    return {str(row["sha256"]): inspected(**{str(name): value for name, value in row.items()}) for row in rows}
 
 
-def remember(inspections: Sequence[Inspected], modality_name: str) -> None:
-    """Keep what follows from contents alone; what could not be read at all may be read the next time."""
-    by_content = {entry["sha256"]: entry for entry in inspections if entry["sha256"]}
+def remember(inspections: Sequence[Inspection], modality_name: str) -> None:
+    """Keep what follows from contents alone: the pictures that were decoded."""
+    by_content = {found.sha256: found for found in inspections if found.error is None}
     if by_content:
-        publish_table(_store(modality_name), pd.DataFrame([by_content[digest] for digest in sorted(by_content)]))
+        rows = [by_content[digest].columns() for digest in sorted(by_content)]
+        publish_table(_store(modality_name), pd.DataFrame(rows).drop(columns="error"))
 
 
 def _store(modality_name: str) -> Path:
-    code = modality.files(modality_name).__file__
+    files = modality.files(modality_name)
+    code = sys.modules[files.INSPECTED.__module__].__file__
     assert code is not None
-    return STORE / f"{sha256_of_file(Path(code))[:16]}.parquet"
+    decided_by = {"code": sha256_of_file(Path(code)), **files.decided_by()}
+    return STORE / f"{sha256_of_json(decided_by)[:16]}.parquet"
 
 
 def _digests(examples: Sequence[Example]) -> list[str]:
@@ -86,12 +119,12 @@ def _digest(example: Example) -> str:
     try:
         with example.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, MemoryError):
         return "none"
 
 
-def _in_processes(function: Any, examples: list[Example]) -> Iterator[Inspected]:
-    """Apply `function` to all examples, in order, in other processes: a decoder that crashes takes only its own.
+def _in_processes(function: Callable[[Example], Inspection], examples: Sequence[Example]) -> Iterator[Inspection]:
+    """Apply `function` to all examples, in order, in other processes: what goes wrong with one takes only its own.
 
     Crashing is told from a pool that breaks; the examples of the broken chunk are then tried one by one.
     """
@@ -103,22 +136,29 @@ def _in_processes(function: Any, examples: list[Example]) -> Iterator[Inspected]
                 for results in pool.map(partial(_apply_to_all, function), chunks):
                     done += 1
                     yield from results
-        except BrokenProcessPool:
-            for example in chunks[done]:
-                yield _alone(function, example)
+        except _POOL_TROUBLE:
+            yield from _one_by_one(function, chunks[done])
             done += 1
         chunks = chunks[done:]
 
 
-def _alone(function: Any, example: Example) -> dict[str, Any]:
-    try:
-        with _pool(max_workers=1) as pool:
-            return pool.submit(function, example).result()
-    except BrokenProcessPool:
-        return function(dataclasses.replace(example, error="the decoder crashed on it"))
+def _one_by_one(function: Callable[[Example], Inspection], examples: Sequence[Example]) -> Iterator[Inspection]:
+    done = 0
+    while done < len(examples):
+        try:
+            with _pool(max_workers=1) as pool:
+                for example in examples[done:]:
+                    found = pool.submit(function, example).result()
+                    done += 1
+                    yield found
+        except _POOL_TROUBLE as error:
+            reason = f"{_DIED if isinstance(error, BrokenProcessPool) else _NO_MEMORY}; {_AGAIN}"
+            found = function(dataclasses.replace(examples[done], error=reason))
+            done += 1
+            yield dataclasses.replace(found, is_accident=True)
 
 
-def _apply_to_all(function: Any, examples: list[Example]) -> list[dict[str, Any]]:
+def _apply_to_all(function: Callable[[Example], Inspection], examples: Sequence[Example]) -> list[Inspection]:
     return [function(example) for example in examples]
 
 

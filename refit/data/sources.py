@@ -13,12 +13,8 @@ Layouts, in the order in which they are recognised:
 A single file that cannot be used (a stray one, a link out of the source) is an example with an `error`.
 """
 
-import lzma
 import os
 import re
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import DataError
 from ..params import SPLITS
+from .archives import unpack
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,17 +31,6 @@ _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": 
 _TABLE_SUFFIXES = (".csv", ".parquet")
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}  # what file managers leave behind
-_MAX_UNPACKED_BYTES = 1 << 40
-_DAMAGED = (
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-)
 _IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 
 
@@ -84,7 +70,7 @@ def _examples(source: Path, unpack_to: Path) -> list[Example]:
     if source.name.lower().endswith(_TABLE_SUFFIXES):
         return _from_table(source)
     if source.name.lower().endswith(_ARCHIVE_SUFFIXES):
-        _unpack(source, unpack_to)
+        unpack(source, unpack_to)
         return _from_folder(_single_folder_inside(unpack_to))
     raise DataError(
         f"the data source {source} is neither a folder nor a table ({', '.join(_TABLE_SUFFIXES)}) "
@@ -229,36 +215,6 @@ def _table_row(table: Path, path: str, label: object, split: object, row: int) -
     if known is None:
         return Example(target, text, error=f"row {row}: split {split!r} is not one of {', '.join(SPLITS)}")
     return Example(target, text, split=known)
-
-
-def _unpack(archive: Path, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    try:
-        if archive.suffix.lower() == ".zip":
-            with zipfile.ZipFile(archive) as packed:
-                _refuse_if_too_large(archive, sum(entry.file_size for entry in packed.infolist()))
-                for entry in packed.infolist():
-                    if not entry.is_dir() and not _leaves(entry.filename):
-                        packed.extract(entry, target)
-        else:
-            with tarfile.open(archive) as packed_tar:
-                members = [member for member in packed_tar if member.isfile() and not _leaves(member.name)]
-                _refuse_if_too_large(archive, sum(member.size for member in members))
-                packed_tar.extractall(target, members=members, filter="data")
-    except OSError as error:  # a full disk, or a name that is a file and a folder at once
-        raise DataError(f"the archive {archive} cannot be unpacked: {error}") from None
-    except _DAMAGED as error:
-        raise DataError(f"the archive {archive} is damaged or locked: {error}") from None
-
-
-def _leaves(name: str) -> bool:
-    path = PurePosixPath(name.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts
-
-
-def _refuse_if_too_large(archive: Path, num_bytes: int) -> None:
-    if num_bytes > _MAX_UNPACKED_BYTES:
-        raise DataError(f"the archive {archive} would unpack to {num_bytes:,} bytes; unpack it yourself if it is sane")
 
 
 def _single_folder_inside(folder: Path) -> Path:

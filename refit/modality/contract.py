@@ -4,6 +4,7 @@ Types that only the modality itself understands (its preprocessing, its example 
 handed through as they are: everybody else gets them from one of its functions and gives them to another.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,11 @@ class Inspection:
     content_sha256: str = ""  # of what the file says, decoded: equal for a copy with other metadata
     group: str = ""  # a coarse signature that near-duplicates share
     error: str | None = None
+    is_accident: bool = False  # the error is of this time and machine only, not of the file
+
+    def columns(self) -> dict[str, object]:
+        """What the manifest says of it."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "is_accident"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +68,16 @@ class Settings(Protocol):
 
 
 class Files(Protocol):
-    """`files.py`. `inspect` never raises for a bad file, only for an accident (no memory); its record may have more
-    fields than `Inspection`: each is a column of the manifest."""
+    """`files.py`. What `inspect` gives is of the type `INSPECTED`, each of whose fields is a column of the manifest. It
+    never raises for a bad file; MemoryError and OSError are accidents. `decided_by` names what decides an inspection
+    beside the bytes and this file: versions of decoders."""
+
+    @property
+    def INSPECTED(self) -> type[Inspection]: ...  # noqa: N802
 
     def inspect(self, path: Path) -> Inspection: ...
+
+    def decided_by(self) -> Mapping[str, str | None]: ...
 
 
 class Rules(Protocol):

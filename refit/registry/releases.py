@@ -1,22 +1,28 @@
 """The reviewers' half of the registry: released versions, the aliases `champion` and `previous`, decisions.
 
-A release is no pointer to the candidate: its bytes are uploaded again, under the reviewer's account, into an
-experiment that only reviewers write. So nobody who may overwrite the candidate's files can change what is served.
+A release is no pointer to the candidate: its weights and card are uploaded again, under the reviewer's account, with
+the reviewer's own code around them, into an experiment that only reviewers write. So nobody who may overwrite the
+candidate's files can change what is served, and no code of the pipeline's account runs with a reviewer's rights.
 """
 
 import datetime
 import getpass
 import os
 import secrets
-from collections.abc import Mapping
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import EvidenceError
+from ..files import sha256_of_file
 from ..gate import evidence, history
+from ..gate.evidence import Bundle
+from ..gate.golden import Golden
 from ..gate.history import Move
 from ..params import Register
 from .experiments import experiment_id
+from .packaging import packed
+from .probe import Bare
 from .records import CONTENT_TAG, Version
 from .tracking import (
     EVIDENCE_TAG,
@@ -49,32 +55,36 @@ def actor(settings: Register) -> str:
     return f"{getpass.getuser()} (not verified)"
 
 
-def fetch_candidate(settings: Register, candidate: Version, bundle: Mapping[str, object], folder: Path) -> Path:
-    """The candidate's files, verified against its evidence, with the evidence beside them in `refit/`.
+def fetch_evidence(settings: Register, candidate: Version, bundle: Bundle, folder: Path) -> Path:
+    """The evidence of a candidate, in a folder: the bundle and the files that it names.
 
     Raises:
-        EvidenceError: a file is not the one that the evidence names.
+        EvidenceError: a file is not the one that the bundle names.
     """
+    folder.mkdir()
     digest = candidate.tags[EVIDENCE_TAG]
     with connected(settings):
-        model = download(candidate.source, folder / "model")
-        evidence.strip(model)  # nothing that is not in the evidence goes into a release
-        evidence.require_same_files(evidence.digests(model), _files(bundle, "model_files"), candidate.uri)
-        beside = model / "refit"
-        beside.mkdir()
-        for name in _files(bundle, "files"):
+        for name in bundle.files:
             place = "reports" if name == "comparison.html" else "evidence"
-            download(f"runs:/{candidate.run_id}/{place}/{name}", beside)
-        evidence.require_same_files(evidence.digests(beside), _files(bundle, "files"), f"the run of {candidate.uri}")
-        file = download(f"runs:/{candidate.run_id}/evidence/{digest}.json", beside)
-        file.rename(beside / "evidence.json")
-    return model
+            download(f"runs:/{candidate.run_id}/{place}/{name}", folder)
+        evidence.require_same_files(evidence.digests(folder), bundle.files, f"the run of {candidate.uri}")
+        download(f"runs:/{candidate.run_id}/evidence/{digest}.json", folder).rename(folder / "evidence.json")
+    evidence.require_same_files({"evidence": sha256_of_file(folder / "evidence.json")}, {"evidence": digest}, "it")
+    return folder
 
 
-def _files(bundle: Mapping[str, object], key: str) -> dict[str, str]:
-    found = bundle[key]
-    assert isinstance(found, dict)
-    return found
+def pack(data: Bare, beside: Path, golden: Golden, target: Path) -> Path:
+    """A release: verified weights and card, the code that is installed here, and the evidence beside them in `refit/`.
+
+    What the pipeline's account stored as code is not in it, and is never run.
+    """
+    import mlflow
+
+    with packed(data.weights, data.card, golden.images[0].content) as arguments:
+        mlflow.pyfunc.save_model(str(target), **arguments)
+    shutil.copytree(beside, target / "refit")
+    evidence.strip(target)
+    return target
 
 
 def publish(settings: Register, candidate: Version, model: Path) -> Version:
@@ -92,8 +102,15 @@ def publish(settings: Register, candidate: Version, model: Path) -> Version:
             evidence.require_same_files(stored_files(uri), sent, uri)
             found = _create_version(client, settings, candidate, uri)
         else:
-            evidence.require_same_files(stored_files(found.source), sent, f"{settings.model_name} {found.version}")
+            # Packed by an earlier attempt: MLflow's own notes hold its time, so only the rest is the same.
+            stored = {path: digest for path, digest in stored_files(found.source).items() if _is_data(path)}
+            sent = {path: digest for path, digest in sent.items() if _is_data(path)}
+            evidence.require_same_files(stored, sent, f"{settings.model_name} {found.version}")
         return as_version(client.get_model_version(settings.model_name, found.version))
+
+
+def _is_data(path: str) -> bool:
+    return path.startswith(("artifacts/", "refit/"))
 
 
 def _released(client: "MlflowClient", settings: Register, candidate: Version) -> "ModelVersion | None":

@@ -3,7 +3,7 @@
     inspection = inspect(Path("cat.jpg"))
 
 An image is untrusted input: only the formats named here are tried, the size is bounded before the pixels are
-decoded, and whatever goes wrong becomes the `error` of the record, never an exception.
+decoded, and whatever is wrong with the bytes becomes the `error` of the record, never an exception.
 """
 
 import hashlib
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+
+from ..contract import Inspection
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000  # 300 MB once decoded to RGB
@@ -24,22 +26,26 @@ MAX_ASPECT = 50
 to it first: at 1:2500, a PNG of a few kilobytes would become 1.4 GB of pixels on the way."""
 
 _HASH_SIDE = 32
+_CODECS = ("pil", "jpg", "libjpeg_turbo", "zlib", "zlib_ng", "webp", "libtiff")  # of FORMATS, in Pillow's names
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """What is known of one image file. With an `error`, the fields about the pixels are empty."""
+@dataclass(frozen=True, kw_only=True)
+class ImageInspection(Inspection):
+    """With what only pictures have; empty with an `error`. The content is the decoded RGB pixels."""
 
-    sha256: str = ""  # of the file's bytes
-    bytes: int = 0
     width: int = 0  # as shown, after the EXIF orientation
     height: int = 0
     mode: str = ""
     format: str = ""
-    pixel_sha256: str = ""  # of the decoded RGB pixels: equal for a copy with other metadata
     phash: str = ""  # 64-bit perceptual hash, 16 hexadecimal digits: near images differ in few bits
-    group: str = ""  # 15-bit coarse perceptual signature, 4 hexadecimal digits: near images share it
-    error: str | None = None
+
+
+INSPECTED = ImageInspection
+
+
+def decided_by() -> dict[str, str | None]:
+    """What decides an inspection, beside the bytes and this file: the versions of Pillow and of its codecs."""
+    return {name: features.version(name) for name in _CODECS}
 
 
 def read_bytes(path: Path) -> bytes:
@@ -64,6 +70,7 @@ def decode(content: bytes) -> Image.Image:
 
     Raises:
         ValueError: no image, damaged, too large, or too long; the message is for the user.
+        MemoryError: there is not enough of it.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -76,11 +83,13 @@ def decode(content: bytes) -> Image.Image:
             return upright
     except UnidentifiedImageError:
         raise ValueError(f"not an image ({_looks_like(content)})") from None
-    except ValueError:
+    except (ValueError, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # decoders raise whatever they like on damaged input
+        if "out of memory" in str(error):  # Pillow's words for the error -9 of a decoder
+            raise MemoryError from None
         reason = re.sub(r"<[^>]* at 0x[0-9a-f]+>", "the file", str(error)) or type(error).__name__
         raise ValueError(f"damaged image: {reason}") from None
 
@@ -100,29 +109,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def inspect(path: Path) -> Inspection:
-    """Read and decode one image file; never raises for a bad one."""
+def inspect(path: Path) -> ImageInspection:
+    """Read and decode one image file; never raises for a bad one.
+
+    Raises:
+        OSError: the file cannot be read.
+        MemoryError: there is not enough of it.
+    """
     try:
         content = read_bytes(path)
     except ValueError as error:
-        return Inspection(error=str(error))
-    except OSError as error:
-        return Inspection(error=f"cannot be read: {error.strerror or type(error).__name__}")
+        return ImageInspection(error=str(error))
     sha256 = hashlib.sha256(content).hexdigest()
     try:
         image = decode(content)
     except ValueError as error:
-        return Inspection(sha256=sha256, bytes=len(content), error=str(error))
+        return ImageInspection(sha256=sha256, bytes=len(content), error=str(error))
     rgb = to_rgb(image)
     phash, group = _perceptual_hashes(rgb)
-    return Inspection(
+    return ImageInspection(
         sha256=sha256,
         bytes=len(content),
         width=image.width,
         height=image.height,
         mode=image.mode,
         format=image.format or "",
-        pixel_sha256=hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest(),
+        content_sha256=hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest(),
         phash=phash,
         group=group,
     )

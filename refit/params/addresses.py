@@ -1,0 +1,41 @@
+"""Addresses in params.yaml: how they are shown, and what is said where a path is wanted."""
+
+import re
+
+USERINFO = re.compile(r"(?<=://)[^/?#]*@")
+"""The user and password in an address."""
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
+_DVC_PLUGINS = {
+    **{scheme: f"dvc-{scheme}" for scheme in "azure gdrive gs hdfs oss s3 ssh webdav webhdfs".split()},
+    "webdavs": "dvc-webdav",
+}
+"""Which package DVC needs for a scheme (as in dvc-objects' `known_implementations`); http and https are built in."""
+
+
+def refusal_of_source(source: str) -> str | None:
+    """Why `data.source` cannot be this address, and what to do; None for a path.
+
+    DVC resolves `${data.source}` in dvc.yaml itself: for an address it needs a plug-in even to refuse it, and would
+    then watch a place that no stage can read.
+    """
+    found = _SCHEME.match(source)
+    if found is None:
+        return None
+    scheme = found[1].lower()
+    if scheme == "file":
+        return f"`data.source` is {source!r}; write the path alone"
+    path = f"data/{source.rstrip('/').rsplit('/', 1)[-1]}"
+    plugin = _DVC_PLUGINS.get(scheme)
+    install = f"`uv pip install --python .venv {plugin}`, then " if plugin else ""
+    return (
+        f"`data.source` is the address {source}, and must be a path: {install}`dvc import-url {source} {path}`, "
+        f"and set `data.source: {path}`"
+    )
+
+
+def without_credentials(url: str) -> str:
+    """An address as it may be shown and stored: no user, no password, and no query, where signed addresses hide both.
+
+    What is no URL (file:…, torchvision:…, a path) stays as it is.
+    """
+    return re.sub(r"[?#].*$", "", USERINFO.sub("", url)) if "://" in url else url

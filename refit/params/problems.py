@@ -1,0 +1,99 @@
+"""What is wrong with params.yaml, in words: all at once, each with the key, what was found and what is allowed."""
+
+import dataclasses
+import difflib
+import re
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic_core import ErrorDetails
+
+from .addresses import USERINFO, refusal_of_source, without_credentials
+from .sections import Params
+
+
+def describe(detail: ErrorDetails, adapter: TypeAdapter[Any], section: str | None) -> str:
+    """One thing that pydantic complains of; `section` is where the adapter's type stands in params.yaml."""
+    location = [part for part in detail["loc"] if part not in ("str", "int", "float", "tuple[str, ...]", "nullable")]
+    key = ".".join(str(part) for part in (section, *location) if part is not None)
+    match detail["type"]:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            known = _known_keys(adapter._type, location[:-1])
+            return f"unknown key `{key}`{nearest(str(location[-1]), known)}"
+        case "missing" | "missing_keyword_only_argument" | "missing_argument":
+            return f"`{key}` is missing"
+        case "literal_error":
+            allowed = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
+            found = str(detail["input"])
+            hint = nearest(found, allowed)
+            shown = "" if hint and len(allowed) > 12 else f"; allowed: {', '.join(allowed)}"
+            return f"`{key}` is {detail['input']!r}, which is not known{hint}{shown}"
+        case "dataclass_type" | "dataclass_exact_type":
+            return f"`{key}` must be a section with keys, found {detail['input']!r}"
+    message = detail["msg"].removeprefix("Input should ").removeprefix("String should ")
+    return f"`{key}` is {detail['input']!r}, it should {message}"
+
+
+def _known_keys(section: Any, location: list[Any]) -> list[str]:
+    for part in location:
+        section = next(field.type for field in dataclasses.fields(section) if field.name == part)
+    return [field.name for field in dataclasses.fields(section)]
+
+
+def nearest(found: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(found, known, n=1, cutoff=0.5)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def contradictions(params: Params, settings: Any) -> list[str]:
+    """What pydantic cannot see: settings that exclude each other, or that would have no effect."""
+    problems = []
+    if params.data.test_fraction + params.data.val_fraction >= 1.0:
+        problems.append("`data.test_fraction` and `data.val_fraction` leave nothing to train on")
+    problems += _modality_contradictions(params, settings)
+    labels = params.validate.labels
+    if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
+        problems.append("`validate.labels` must be null or at least two different labels")
+    if USERINFO.search(params.register.tracking_uri):
+        problems.append(
+            "`register.tracking_uri` holds a user or password; put the whole address into the environment variable "
+            "MLFLOW_TRACKING_URI instead"
+        )
+    if refusal := refusal_of_source(without_credentials(params.data.source)):
+        problems.append(refusal)
+    if labels is not None and (both := sorted(set(labels) & set(params.validate.retired_labels))):
+        problems.append(f"`validate.labels` allows {', '.join(both)}, which `validate.retired_labels` gives up")
+    return problems + _checkpoint_contradictions(params)
+
+
+def _modality_contradictions(params: Params, settings: Any) -> list[str]:
+    """Names that the modality would have to know, and what it says of its own settings."""
+    named = [("finetune.model", params.finetune.model, list(settings.ARCHITECTURES))]
+    named += [("gate.slices", name, list(settings.SLICES)) for name in params.gate.slices]
+    return [
+        f"`{key}` is {found!r}, which is not known{nearest(found, known) or '; allowed: ' + ', '.join(known)}"
+        for key, found, known in named
+        if found not in known
+    ] + settings.contradictions(params.of_modality, params.checkpoint.uri == "scratch")
+
+
+def _checkpoint_contradictions(params: Params) -> list[str]:
+    checkpoint, finetune = params.checkpoint, params.finetune
+    if USERINFO.search(checkpoint.uri):
+        return [
+            "`checkpoint.uri` holds a user or password, which would be kept in git and MLflow; fetch the file yourself "
+            "and name it with file:<path>"
+        ]
+    if checkpoint.uri == "scratch":
+        problems = []
+        if checkpoint.sha256 is not None:
+            problems.append("`checkpoint.sha256` has no effect with `checkpoint.uri: scratch`; set it to null")
+        if finetune.trainable == "head":
+            problems.append("`finetune.trainable: head` would leave random weights as they are; use `all`")
+        return problems
+    if not re.match(r"^(file:.|https?://.|torchvision:.)", checkpoint.uri):
+        return [
+            f"`checkpoint.uri` is {checkpoint.uri!r}; allowed: torchvision:<weights name>, https://<address>, "
+            "file:<path>, scratch"
+        ]
+    return []

@@ -1,0 +1,198 @@
+"""The sections of params.yaml, typed and frozen: each key with its range and, where its name is not enough, its use."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+SPLITS = ("train", "val", "test")
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Data:
+    """Where the labelled examples come from, and how they are split."""
+
+    modality: Annotated[
+        str, Field(pattern=r"^[a-z]\w*$", description="What an example is; the section of that name has its settings.")
+    ]
+    source: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="A folder of class folders; a folder with train/val/test folders of class folders; a folder "
+            "with labels.csv or labels.parquet; a CSV or Parquet table with path, label and optionally split; or a "
+            "zip or tar archive of one of the folders. Track it with `dvc add` or `dvc import-url`.",
+        ),
+    ]
+    test_fraction: Annotated[Fraction, Field(description="Share of images kept for the test, unless the source says.")]
+    val_fraction: Annotated[Fraction, Field(description="Share of images kept for validation, unless the source says.")]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MinImages:
+    """The fewest accepted images that each class must have, per split."""
+
+    train: Count
+    val: Count
+    test: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Validate:
+    """What counts as good data."""
+
+    labels: Annotated[
+        tuple[str, ...] | None,
+        Field(description="The allowed labels; another one is rejected. null: whatever labels there are."),
+    ]
+    retired_labels: Annotated[
+        tuple[str, ...],
+        Field(description="Labels given up on purpose; any other label of the source or the champion must be there."),
+    ]
+    min_images_per_class: MinImages
+    max_rejected_fraction: Annotated[
+        float, Field(ge=0.0, le=1.0, description="More rejected images than this share stop the run.")
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Checkpoint:
+    """Which pretrained weights the fine-tuning starts from."""
+
+    uri: Annotated[
+        str,
+        Field(
+            description="torchvision:<weights name>, https://…, file:<path>, or `scratch` for random weights. Files "
+            "are safetensors, or a PyTorch state dict, which is converted without running any code in it.",
+        ),
+    ]
+    sha256: Annotated[
+        str | None,
+        Field(
+            pattern="^[0-9a-f]{64}$",
+            description="SHA-256 of the file behind `uri`. null takes what arrives the first time and says so.",
+        ),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Finetune:
+    """The model and how it is trained."""
+
+    model: Annotated[str, Field(min_length=1, description="The network, in the names of its library.")]
+    trainable: Annotated[Literal["all", "head"], Field(description="`head` leaves the pretrained backbone as it is.")]
+    head_dropout: Annotated[Fraction, Field(description="Dropout before the new output layer.")]
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0, description="AdamW's peak rate, for the backbone.")]
+    head_learning_rate_factor: Annotated[
+        float, Field(gt=0.0, le=1000.0, description="The new output layer learns this many times faster.")
+    ]
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0, description="Not applied to biases and norms.")]
+    warmup_fraction: Annotated[Fraction, Field(description="Share of the steps with a rising rate, before the cosine.")]
+    label_smoothing: Fraction
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU if there is one.")]
+    num_threads: Annotated[
+        int, Field(ge=1, le=1024, description="CPU threads of torch. Part of what makes a result repeatable.")
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Evaluate:
+    """How the model is measured."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0, description="Level of the intervals.")]
+    bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]
+    calibration_bins: Annotated[int, Field(ge=2, le=100)]
+    worst_errors: Annotated[int, Field(ge=0, le=200, description="How many mistakes the report shows as pictures.")]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Gate:
+    """What a candidate must show against the champion."""
+
+    goal: Annotated[
+        Literal["better", "not_worse"],
+        Field(description="better: more accurate than the champion; not_worse: shown to lose less than `margin`."),
+    ]
+    margin: Annotated[float, Field(gt=0.0, lt=1.0, description="A loss of accuracy that would not matter.")]
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0, description="Level of the tests and intervals.")]
+    bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]
+    min_accuracy: Annotated[Fraction, Field(description="Floor of the accuracy, also for the first champion.")]
+    min_class_recall: Annotated[Fraction, Field(description="Floor of the recall of each class and slice.")]
+    max_class_drop: Annotated[Fraction, Field(description="How much recall a class or slice may lose.")]
+    slices: Annotated[
+        tuple[str, ...], Field(description="Columns of the manifest by whose values the model is also judged apart.")
+    ]
+    max_calibration_error_increase: Annotated[Fraction, Field(description="Allowed rise of the calibration error.")]
+    max_log_loss_increase: Annotated[float, Field(ge=0.0, description="Allowed rise of the log loss, in nats.")]
+    max_latency_ratio: Annotated[float, Field(gt=0.0, description="Allowed time per image, times the champion's.")]
+    max_size_ratio: Annotated[float, Field(gt=0.0, description="Allowed size of the weights, times the champion's.")]
+    max_probability_error: Annotated[
+        float,
+        Field(gt=0.0, lt=0.1, description="How far probabilities may differ once the model came back from MLflow."),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Register:
+    """Where runs are tracked and versions are registered."""
+
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\- ]*$")]
+    experiment: Annotated[str, Field(min_length=1)]
+    tracking_uri: Annotated[
+        str, Field(min_length=1, description="MLflow's address. MLFLOW_TRACKING_URI in the environment wins.")
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Flow:
+    """How the scheduled flow works. Nothing in here can change a result."""
+
+    ingest_runner: Annotated[
+        str | None,
+        Field(
+            pattern=r"^(dask|ray)(:.+)?$",
+            description="Inspect images on a cluster: dask, dask:<address>, ray, ray:<address>. null: on this machine.",
+        ),
+    ]
+    stage_timeout_hours: Annotated[
+        float, Field(gt=0.0, le=1000.0, description="A stage that takes longer, the training included, is stopped.")
+    ]
+    training_deployment: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[^/]+/[^/]+$",
+            description="A Prefect deployment whose worker trains, such as finetune/gpu. null: train in place.",
+        ),
+    ]
+    training_timeout_hours: Annotated[
+        float, Field(gt=0.0, le=1000.0, description="From sending the training off to its end, waiting included.")
+    ]
+    worker_silence_seconds: Annotated[
+        int, Field(ge=5, le=86400, description="A worker that has not reported for so long counts as lost.")
+    ]
+    training_attempts: Annotated[int, Field(ge=1, le=20, description="How many workers may be lost before giving up.")]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Params:
+    """Everything in params.yaml: one section per stage, one for the flow, and the seed that all stages share."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="Every random choice follows from it.")]
+    data: Data
+    validate: Validate
+    checkpoint: Checkpoint
+    finetune: Finetune
+    evaluate: Evaluate
+    gate: Gate
+    register: Register
+    flow: Flow
+    of_modality: Any
+    """The section that has the name of `data.modality`. Its type is in that modality's settings.py: what it adds to
+    `validate` and `finetune`, which only the modality itself reads."""
