@@ -2,31 +2,31 @@
 
     python -m tasks.environment      -> reports/environment.json
 
-It runs each time, in a tenth of a second, and the other stages name the versions that can change theirs in dvc.yaml: an
+It runs each time, in half a second, and the other stages name the versions that can change theirs in dvc.yaml: an
 upgrade of Pillow makes DVC decode again, one of MLflow nothing. Labels after a `+` (2.14.1+cpu) are left out, so that a
 laptop does not train again what a GPU trained; the whole truth is in the environment of the model's card.
 """
 
 from importlib.metadata import version
 
-from PIL import features
-
+from refit import modality
 from refit.errors import run_stage
 from refit.files import publish_json
+from refit.params import load_params
 from refit.paths import ENVIRONMENT
 
 _PACKAGES = ("numpy", "pillow", "scipy", "torch", "torchvision")
-_CODECS = ("jpg", "webp", "zlib", "libtiff", "jpg_2000")
 
 
 def main() -> None:
-    publish_json(ENVIRONMENT, versions())
+    publish_json(ENVIRONMENT, versions(load_params().data.modality))
 
 
-def versions() -> dict[str, str]:
-    """Version by name; `codecs` are those that Pillow was built with."""
-    codecs = [f"{name} {features.version(name)}" for name in _CODECS]
-    return {name: version(name).split("+")[0] for name in _PACKAGES} | {"codecs": ", ".join(codecs)}
+def versions(modality_name: str) -> dict[str, str]:
+    """Version by name; `decoders` are those that the modality reads files with."""
+    decoders = modality.files(modality_name).decided_by()
+    packages = {name: version(name).split("+")[0] for name in _PACKAGES}
+    return packages | {"decoders": ", ".join(f"{name} {number}" for name, number in decoders.items())}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from refit.errors import ParamsError
-from refit.params import PARAMS_SCHEMA, as_dict, load_params, read_yaml, schema, without_credentials
+from refit.params import as_dict, load_params, read_yaml, schema, without_credentials
+from refit.paths import PARAMS_SCHEMA
 
 from .conftest import ROOT, change_params
 

@@ -72,12 +72,12 @@ def load_params(path: Path = PARAMS) -> Params:
 
 def modalities() -> tuple[str, ...]:
     """The names that `data.modality` may have: the folders of refit/modality."""
-    return importlib.import_module(".modality", __package__).names()
+    return importlib.import_module("..modality", __package__).names()
 
 
 def _settings_of(modality: str) -> Any:
     """What a modality says of its own settings. By name: the ground knows no kind of example."""
-    return importlib.import_module(".modality", __package__).settings(modality)
+    return importlib.import_module("..modality", __package__).settings(modality)
 
 
 def _modality_of(raw: Mapping[str, Any], path: Path) -> str:

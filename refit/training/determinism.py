@@ -83,11 +83,11 @@ def environment(device: "torch.device") -> Environment:
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
         num_threads=torch.get_num_threads(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         torchvision=version("torchvision"),
         numpy=version("numpy"),
         pillow=version("pillow"),
-        libjpeg=features.version("jpg"),
+        libjpeg=features.version("libjpeg_turbo") or features.version("jpg"),
         cuda=torch.version.cuda if on_gpu else None,
         cudnn=str(torch.backends.cudnn.version()) if on_gpu else None,  # type: ignore[no-untyped-call]
     )

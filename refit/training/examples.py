@@ -46,13 +46,11 @@ def read_inputs(files: Sequence[tuple[str, str]], modality_name: str, preprocess
         except ValueError as error:
             raise DataError(f"{file[0]} was validated but cannot be read now: {error}") from None
 
-    if not files:
-        return torch.empty(0)
-    first = read(files[0])
-    inputs = np.empty((len(files), *first.shape), dtype=first.dtype)
-    inputs[0] = first
+    inputs = np.empty((0,))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index, prepared in enumerate(track(pool.map(read, files[1:]), what, len(files) - 1), start=1):
+        for index, prepared in enumerate(track(pool.map(read, files), what, len(files))):
+            if index == 0:
+                inputs = np.empty((len(files), *prepared.shape), dtype=prepared.dtype)
             inputs[index] = prepared
     return torch.from_numpy(inputs)
 
