@@ -8,6 +8,7 @@ says what came from what, the other way). A training that ran twice pushes the s
 The training's resume state will travel the same way, keyed by the commit, once training can resume.
 """
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -22,9 +23,10 @@ from prefect.states import Cancelling
 
 from flows.tools import commits, pipeline, policy
 from flows.tools.liveness import SERVER_TROUBLE, Reporter, declare_lost, last_report, reporting
-from refit import errors
-from refit.errors import ParamsError, RefitError, WorkerLostError
+from refit import errors, paths
+from refit.errors import ParamsError, RefitError, WorkerLostError, WorkspaceError
 from refit.params import Flow, load_params
+from tasks import environment
 
 _SECONDS_BETWEEN_LOOKS = 3.0
 _PENDING_PATIENCE = 10  # a container may be pulled for so many times the silence of a running worker
@@ -42,10 +44,29 @@ def finetune(commit: str) -> None:
     with reporting() as reporter:
         policy.retried(lambda: commits.check_out(commit), logger.warning)
         policy.retried(lambda: pipeline.pull(pipeline.inputs_of("finetune")), logger.warning)
+        require_same_environment()
         policy.retried(pipeline.fetch_results, logger.warning)
         hours = load_params().flow.stage_timeout_hours
         pipeline.reproduce("finetune", _showing_progress(logger.info, reporter), timeout_seconds=3600 * hours)
         policy.retried(pipeline.push, logger.warning)
+
+
+def require_same_environment() -> None:
+    """What another version of a library trained would be no result of the commit.
+
+    Raises:
+        WorkspaceError: which versions differ.
+    """
+    there = json.loads(paths.ENVIRONMENT.read_text())
+    environment.main()
+    here = json.loads(paths.ENVIRONMENT.read_text())
+    if different := [
+        f"{name} {here.get(name)} instead of {wanted}" for name, wanted in there.items() if here.get(name) != wanted
+    ]:
+        raise WorkspaceError(
+            f"this worker has {', '.join(different)}; install what requirements.lock of the commit names, as the "
+            "retraining that asks for this has it"
+        )
 
 
 def train_on_worker(commit: str, settings: Flow, parent_id: str, log: Callable[[str], None]) -> None:

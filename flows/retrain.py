@@ -85,12 +85,14 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         elif deliver == "commit":
             commits.require_clean_code()
             pipeline.require_tracked_source(params.data.source)
+        run_stage("environment")
         run_stage("sample")
         before = last_manifest()
         if params.flow.ingest_runner is not None and not pipeline.is_unchanged("ingest"):
             prepare(params.flow.ingest_runner)
         run_stage("ingest")
         show_changes(before, params)
+        pipeline.bring_examples(params.data.source)
         run_stage("validate")
         show_validation()
         run_stage("fetch")

@@ -10,11 +10,13 @@ from refit.paths import STAGE_OUTPUTS
 from refit.registry import tracking
 from refit.registry.records import Version
 from refit.registry.tracking import CANDIDATE, CHAMPION
+from tasks import environment
 
 
 def gather() -> dict[str, Any]:
     """All of it as plain values. A registry that does not answer is said, not hidden, and not fatal here."""
     require_readable()
+    environment.main()
     settings = load_params().register
     found: dict[str, Any] = {
         "would_run": [stage for stage in STAGE_OUTPUTS if not is_unchanged(stage)],

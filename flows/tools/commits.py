@@ -10,7 +10,7 @@ import subprocess
 from refit.errors import StorageUnavailableError, WorkspaceError
 from refit.registry.provenance import untracked_source
 
-_RESULTS = ("dvc.lock", "metrics/evaluation.json", "reports/validation.json")
+_RESULTS = ("dvc.lock", "metrics/evaluation.json", "reports/environment.json", "reports/validation.json")
 _PART_OF_A_RUN = (*_RESULTS, "dvc.yaml", "params.yaml")
 
 

@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 
 from flows.tools import commits, dvc_process
 from flows.tools.dvc_files import damage_of
+from refit import paths
 from refit.errors import ERRORS_BY_EXIT_CODE, DataError, RefitError, StorageUnavailableError, WorkspaceError
+from tasks import environment
 
 Answer = TypeVar("Answer")
 
@@ -25,6 +27,7 @@ _LOCK_ATTEMPTS = 200  # ten minutes: another `dvc` in the same folder is waited 
 _LOCKED_FOR_LONG = "another DVC process has held this folder's lock for ten minutes; is it still alive?"
 _LOCKED = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
 _RAN = re.compile(r"exited with (-?\d+)")
+_ALWAYS = ["always changed"]  # of the stage `environment`, whose outputs are as they were
 _IDLE = re.compile(r"Stage '.*' didn't change, skipping")
 
 
@@ -34,7 +37,7 @@ def is_unchanged(stage: str) -> bool:
     Raises:
         WorkspaceError: DVC cannot tell (no DVC repository, a broken dvc.yaml).
     """
-    return _ask(lambda repo: not repo.status(targets=[stage]))
+    return _ask(lambda repo: all(found == _ALWAYS for found in repo.status(targets=[stage]).values()))
 
 
 def require_readable() -> None:
@@ -110,9 +113,11 @@ def is_known() -> bool:
     from dvc.exceptions import DvcException, ReproductionError
     from dvc.repo import Repo
 
+    environment.main()
     with Repo() as repo, contextlib.redirect_stdout(io.StringIO()):
         try:
-            return not repo.reproduce(dry=True, allow_missing=True)
+            would_run = repo.reproduce(dry=True, allow_missing=True)
+            return all(stage.addressing == "environment" for stage in would_run)
         except ReproductionError:  # a stage would have to run whose inputs are not here
             return False
         except DvcException as error:
@@ -161,14 +166,27 @@ def fetch_results() -> None:
 
 
 def inputs_of(stage: str) -> list[str]:
-    """The tracked files that a stage reads: outputs of other stages, and data tracked by `dvc add`."""
+    """The tracked files that a stage reads: outputs of other stages, and the examples of the data source."""
 
     def find(repo: Any) -> list[str]:
-        entry = next(found for found in repo.index.stages if found.addressing == stage)
+        named = {entry.addressing: [dep.fs_path for dep in entry.deps] for entry in repo.index.stages}
         tracked = {out.fs_path for found in repo.index.stages for out in found.outs if out.use_cache}
-        return [str(Path(dep.fs_path).relative_to(repo.root_dir)) for dep in entry.deps if dep.fs_path in tracked]
+        # Not among the deps of those who read them, since a table names them by their digests: see dvc.yaml.
+        examples = [str(paths.UNPACKED.absolute()), *named["ingest"]]
+        wanted = dict.fromkeys(path for path in (*named[stage], *examples) if path in tracked)
+        return [str(Path(path).relative_to(repo.root_dir)) for path in wanted]
 
     return _ask(find)
+
+
+def bring_examples(source: str) -> None:
+    """Have the examples here, although the stage that lists them had nothing to do.
+
+    Raises:
+        StorageUnavailableError: the remote cannot be read.
+    """
+    if not Path(source).exists():
+        pull([path for path in (source, paths.UNPACKED.as_posix()) if _owner_of(path) is not None])
 
 
 def reproduce(
