@@ -29,16 +29,20 @@ RECIPE = {
     "checkpoint": {"uri": "scratch", "sha256": None},
     "finetune": {
         "model": "shufflenet_v2_x0_5",
-        "image_size": 64,
         "epochs": 14,
         "batch_size": 64,
         "learning_rate": 0.004,
         "weight_decay": 0.01,
         "label_smoothing": 0.1,
         "warmup_fraction": 0.1,
-        "augment": {"rotation": 10.0, "translation": 0.06, "scale": 1.1, "horizontal_flip": False},
         "device": "cpu",
         "num_threads": 1,
+    },
+    "image": {
+        "finetune": {
+            "size": 64,
+            "augment": {"rotation": 10.0, "translation": 0.06, "scale": 1.1, "horizontal_flip": False},
+        },
     },
 }
 

@@ -28,11 +28,11 @@ from flows.tools.notifications import tell
 from refit import paths
 from refit.data.changes import changes_markdown
 from refit.data.summary import ValidationSummary
-from refit.errors import DataError, TrackingError, WorkspaceError
+from refit.errors import DataError, TrackingError, TrackingUnavailableError, WorkspaceError
 from refit.files import sha256_of_file
 from refit.params import Params, load_params
 from refit.records import as_plain, read_record
-from refit.registry import tracking
+from refit.registry import champion, tracking
 from refit.registry.provenance import git_state
 from refit.reports.evaluation import evaluation_markdown
 from refit.reports.validation import validation_markdown
@@ -78,7 +78,7 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         cleaning = clean_up.submit(params)  # beside the stages: it looks at other runs only
         if deliver == "branch":
             bring_data()
-            cleaning.result()  # two at once would make the tables of a new MLflow database
+            cleaning.result()  # for the same reason as below
             if known := already_registered(params):
                 return nothing_to_do(known)
             commits.start_branch(_branch())
@@ -95,6 +95,8 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         pipeline.bring_examples(params.data.source)
         run_stage("validate")
         show_validation()
+        cleaning.result()  # two at once would make the tables of a new MLflow database
+        keep_classes(params)
         run_stage("fetch")
         if params.flow.training_deployment is not None:
             train_elsewhere(params, deliver)
@@ -103,7 +105,6 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         show_evaluation()
         if deliver != "workspace":
             keep(f"Retrain {params.register.model_name}: {_headline()}", deliver)
-        cleaning.result()
         compare()
         return register()
 
@@ -224,6 +225,21 @@ def nothing_to_do(known: dict[str, Any]) -> State[dict[str, Any]]:
     message = f"neither data nor params nor code are new since {known['uri']}"
     create_markdown_artifact(f"## Nothing to do\n{message}.", key="news", description="Nothing to do")
     return Completed(name="NothingToDo", message=message, data=known)
+
+
+@task(task_run_name="classes of the champion", cache_policy=NO_CACHE, persist_result=False)
+def keep_classes(params: Params) -> None:
+    """Stop before anything is trained that could not say what the champion says.
+
+    A registry that does not answer is no reason to stop: without it there is no comparison and no candidate either.
+    """
+    try:
+        champion.require_its_classes(params)
+    except TrackingUnavailableError as error:
+        get_run_logger().warning("not known whether the champion has classes that are missing here: %s", error)
+    except DataError as error:
+        tell("refit.data.rejected", str(error))
+        raise
 
 
 def last_manifest() -> pd.DataFrame | None:

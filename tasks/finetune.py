@@ -46,7 +46,7 @@ def main() -> None:
     _load_base(network, head, base, name)
     feed = feed_of(name, preprocessing, params.of_modality.finetune)
     train, val = (read_split(accepted, split, classes, name, preprocessing) for split in ("train", "val"))
-    _try_out(network, train, feed, params.finetune.model)
+    _try_out(network, train, feed, params.finetune.model, name)
     say(f"{params.finetune.model} for {len(classes)} classes, {len(train.labels):,} examples, on {device}")
     fitted = fit(network.to(device), head, train.to(device), val.to(device), feed, params.finetune, params.seed)
 
@@ -66,16 +66,15 @@ def _load_base(network: nn.Module, head: list[str], base: BaseCard, modality_nam
         modality.networks(modality_name).load_backbone(network, load_file(paths.BASE_WEIGHTS), head, base.uri)
 
 
-def _try_out(network: nn.Module, train: Examples, feed: Feed, architecture: str) -> None:
+def _try_out(network: nn.Module, train: Examples, feed: Feed, architecture: str, modality_name: str) -> None:
     """One example through the network, since each architecture has its own idea of what is too small."""
     try:
         predict_logits(network, train.inputs[:1], feed.network_input, batch_size=1)
     except (RuntimeError, AssertionError, ValueError) as error:  # torchvision's ViT asserts, others fail in a kernel
         size = "x".join(str(side) for side in train.inputs.shape[2:])
         raise ParamsError(
-            f"`finetune.model` {architecture} does not take examples of {size} "
-            f"({' '.join(str(error).split())}); set their size to what it was made for "
-            "(`image.finetune.size`: 224 for most)"
+            f"`finetune.model` {architecture} does not take examples of {size} ({' '.join(str(error).split())}); give "
+            f"them another size in `{modality_name}.finetune`"
         ) from None
 
 

@@ -14,6 +14,7 @@ import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 
 from refit import modality, paths
+from refit.data.classes import without_images
 from refit.data.digests import data_digest, split_digest
 from refit.data.summary import ValidationSummary
 from refit.errors import DataError, run_stage
@@ -24,6 +25,7 @@ from refit.records import publish_record
 from refit.reports.validation import validation_page
 
 Columns = dict[str, pa.Column]
+_RETIRED = "label is one of `validate.retired_labels`"
 _DIGITS_OF_SHA256 = pa.Check.str_matches(r"^[0-9a-f]{64}$")
 
 _MANIFEST = {
@@ -76,13 +78,14 @@ def judge(manifest: pd.DataFrame, params: Params) -> Verdict:
     """
     rules, modality_rules = params.validate, modality.rules(params.data.modality)
     _check_manifest(manifest, modality_rules.manifest_columns())
-    reasons = manifest["error"].copy()
+    reasons = manifest["error"].mask(manifest["label"].isin(rules.retired_labels), _RETIRED)
     usable = manifest[reasons.isna()]
     reasons.update(_broken_row_rules(usable, rules, modality_rules.row_columns(params.of_modality.validate)))
     reasons.update(_repeated(manifest[reasons.isna()]))
     accepted = manifest[reasons.isna()].drop(columns="error").reset_index(drop=True)
     rejected = manifest[reasons.notna()].drop(columns="error").assign(reason=reasons.dropna()).reset_index(drop=True)
     failures = (
+        *without_images(manifest.assign(reason=reasons), rules),
         *_too_many_rejected(len(manifest), rejected, rules),
         *_two_labels(usable),
         *_shared_across_splits(usable),
@@ -156,13 +159,15 @@ def _repeated(usable: pd.DataFrame) -> pd.Series:
 
 def _too_many_rejected(num_examples: int, rejected: pd.DataFrame, rules: Validate) -> list[str]:
     # A duplicate is harmless once dropped; only what is wrong with the images counts against the set.
-    bad = int((~rejected["reason"].str.startswith("duplicate:")).sum())
-    share = bad / num_examples
-    if share <= rules.max_rejected_fraction:
+    expected = rejected[rejected["reason"] != _RETIRED]
+    bad = expected[~expected["reason"].str.startswith("duplicate:")]
+    num_expected = num_examples - (len(rejected) - len(expected))
+    if len(bad) <= rules.max_rejected_fraction * num_expected:
         return []
     return [
-        f"{bad:,} of {num_examples:,} images are rejected ({share:.1%}, `validate.max_rejected_fraction` allows "
-        f"{rules.max_rejected_fraction:.1%}); first: {rejected['path'].iloc[0]} ({rejected['reason'].iloc[0]})"
+        f"{len(bad):,} of {num_expected:,} images are rejected ({len(bad) / num_expected:.1%}, "
+        f"`validate.max_rejected_fraction` allows {rules.max_rejected_fraction:.1%}); "
+        f"first: {bad['path'].iloc[0]} ({bad['reason'].iloc[0]})"
     ]
 
 
@@ -185,7 +190,7 @@ def _contradicting(usable: pd.DataFrame, column: str, complaint: str) -> list[st
 
 
 def _too_few(accepted: pd.DataFrame, rules: Validate) -> list[str]:
-    labels = sorted(set(rules.labels or ()) | set(accepted["label"]))
+    labels = sorted(set(accepted["label"]))
     if len(labels) < 2:
         return [f"at least two classes are needed, found {len(labels)} ({', '.join(labels) or 'none'})"]
     counts = accepted.groupby(["label", "split"]).size()

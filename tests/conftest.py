@@ -15,7 +15,10 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+from refit import paths
+from refit.gate import evidence
 from refit.params import Params, load_params
+from refit.registry import probe
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ["PATH"] = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
@@ -114,7 +117,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_image_folder(folder / "data" / "images", per_class=40)
     changes = {
         "data.source": "data/images", "checkpoint.uri": "scratch", "checkpoint.sha256": None,
-        "finetune.image_size": 32, "finetune.epochs": 1, "evaluate.bootstrap_samples": 100,
+        "image.finetune.size": 32, "finetune.epochs": 1, "evaluate.bootstrap_samples": 100,
         "validate.min_images_per_class.val": 1, "register.model_name": "pets",
     }  # fmt: skip
     change_params(folder / "params.yaml", changes)
@@ -157,25 +160,31 @@ def commit_all(folder: Path, monkeypatch: pytest.MonkeyPatch, *files: str) -> No
         subprocess.run(["git", *arguments], cwd=folder, check=True)
 
 
+ANSWERED = evidence.ServingCheck(
+    num_images=24, labels_equal=True, largest_probability_error=0.0, milliseconds_per_image=5.0, seconds_to_load=1.0,
+    peak_megabytes=100.0, versions={},
+)  # fmt: skip
+
+
 @pytest.fixture
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the clean process of the serving check, for tests of something else: it takes seconds."""
-    from refit.registry import probe
+    from tasks import promote, register
 
-    monkeypatch.setattr(probe, "serving_check", lambda *_arguments: {"labels_equal": True})
+    for module in (promote, register):
+        monkeypatch.setattr(module, "serving_check", lambda *_arguments: ANSWERED)
 
 
 @pytest.fixture
 def no_processes(no_probe: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model answers like the one in models/, in this process."""
-    from refit import paths
-    from refit.registry import probe
+    from tasks import compare
 
-    def ask(_uri: str | None, images: list[Path], *_rest: Any) -> probe.Answer:
+    def ask(_model: object, files: list[Path], *_rest: Any) -> probe.Answer:
         from refit.model.classifier import Classifier
 
         classifier = Classifier.load(paths.MODEL_WEIGHTS, paths.MODEL_CARD)
-        probabilities = classifier.predict([image.read_bytes() for image in images])
-        return probe.Answer(tuple(classifier.classes), probabilities, 5.0, 1.0, 100.0, {})
+        probabilities = classifier.predict([file.read_bytes() for file in files])
+        return probe.Answer(classifier.classes, probabilities, 5.0, 1.0, 100.0, {})
 
-    monkeypatch.setattr(probe, "ask", ask)
+    monkeypatch.setattr(compare, "ask", ask)

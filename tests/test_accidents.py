@@ -44,7 +44,7 @@ def test_want_of_memory_is_never_remembered(project: Path) -> None:
     for name, options in FORMATS.items():
         draw(1, 1400, 1000).save(project / name, **options)
     examples = [Example(project / name, str(mebibytes)) for name in FORMATS for mebibytes in range(0, 30, 3)]
-    found = list(inspection._in_processes(in_narrow_memory, examples))
+    found = list(inspection._in_processes(in_narrow_memory, examples, "image"))
     truth = {example.path: inspect_one(example, "image") for example in examples[::10]}
     assert sum(one.error is not None for one in found) > len(FORMATS), "the memory was not narrow"
     assert any(str(one.error).startswith("not enough memory to decode it; the next") for one in found)
@@ -83,7 +83,7 @@ def no_memory_for_the_third(example: Example) -> Inspection:
 
 
 def test_want_of_memory_in_a_process_takes_only_that_image(images: Path) -> None:
-    found = list(inspection._in_processes(no_memory_for_the_third, list_examples(images, images)))
+    found = list(inspection._in_processes(no_memory_for_the_third, list_examples(images, images), "image"))
     assert [one.is_accident for one in found] == ([False] * 2 + [True] + [False] * 9) * 2
 
 
@@ -118,8 +118,10 @@ def test_the_next_run_looks_again_at_what_had_an_accident(
     edit_params(data__source="data/images", validate__min_images_per_class__val=1)
     Repo.init(no_scm=True)
     lines = (ROOT / "dvc.yaml").read_text()
-    Path("dvc.yaml").write_text("stages:\n" + lines[lines.index("  ingest:") : lines.index("  fetch:")])
-    for folder in ("tasks", "flows"):
+    bounds = [("  environment:", "  sample:"), ("  ingest:", "  fetch:")]
+    stages = [lines[lines.index(first) : lines.index(last)] for first, last in bounds]
+    Path("dvc.yaml").write_text("stages:\n" + "".join(stages))
+    for folder in ("tasks", "flows", "refit"):
         Path(folder).symlink_to(ROOT / folder)
 
     def run() -> str:
@@ -142,9 +144,9 @@ def test_an_accident_is_a_rejected_image_and_not_in_the_manifests_columns(
     write_image_folder(images, per_class=60)
     original = inspection._in_processes
 
-    def one_is_lost(function: Any, examples: list[Example]) -> list[Inspection]:
-        found = list(original(function, examples))
-        return [inspection._accident("not enough memory"), *found[1:]]
+    def one_is_lost(function: Any, examples: list[Example], name: str) -> list[Inspection]:
+        found = list(original(function, examples, name))
+        return [inspection._accident("not enough memory", name), *found[1:]]
 
     monkeypatch.setattr(inspection, "_in_processes", one_is_lost)
     run_stages(edit_params, validate__min_images_per_class__val=1)

@@ -227,7 +227,7 @@ def test_dvc_knows_which_params_a_stage_reads(stage: str) -> None:
         text = (ROOT / f"{name.replace('.', '/')}.py").read_text()
         read |= set(re.findall(r"params\.(seed|(?:data|validate|finetune|evaluate)\.\w+)", text))
         read |= set(re.findall(r"params\.(data|validate|finetune|evaluate)[,)]", text))
-        read |= set(re.findall(r"load_params\(\)\.(\w+)", text))
+        read |= set(re.findall(r"load_params\(\)\.([\w.]+)", text))
     listed = plain(dvc_stages()[stage].get("params", []))
     for key in read - {"data.source"}:  # that one is a dependency, by its content
         assert any(key == entry or key.startswith(f"{entry}.") for entry in listed), f"{stage} reads {key}"

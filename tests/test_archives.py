@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tasks.archives import unpack
 
+from refit.data import archives
+from refit.data.archives import unpack
 from refit.errors import DataError
-from tasks import archives
 
 ZEROS = bytes(2**20)
 

@@ -126,7 +126,7 @@ def test_the_embedded_checkpoint_is_the_pinned_one(project: Path) -> None:
 
 
 def test_scratch_is_an_empty_checkpoint(edit_params: Callable[..., Params]) -> None:
-    edit_params(checkpoint__uri="scratch", checkpoint__sha256=None, finetune__image_size=32)
+    edit_params(checkpoint__uri="scratch", checkpoint__sha256=None, image__finetune__size=32)
     fetch.main()
     assert card()["num_tensors"] == 0
     assert load_file(paths.BASE_WEIGHTS) == {}

@@ -17,7 +17,7 @@ from refit.modality.image.files import Inspection, inspect
 from refit.params import Data, Params, load_params
 from tasks import ingest
 from tasks.ingest import build_manifest, split_of
-from tasks.validate import MANIFEST_SCHEMA
+from tasks.validate import judge
 
 from .conftest import draw, write_image_folder
 
@@ -30,7 +30,7 @@ def test_the_stage_writes_the_promised_columns(images: Path, edit_params: Callab
     edit_params(data__source="data/images")
     ingest.main()
     manifest = pd.read_parquet("data/manifest.parquet")
-    MANIFEST_SCHEMA.validate(manifest)
+    judge(manifest, load_params())  # refuses any other columns
     assert len(manifest) == 24
     assert manifest["path"].iloc[0] == "data/images/cat/000.png"
     row = manifest.iloc[0]
@@ -128,7 +128,7 @@ def test_every_bad_file_becomes_a_row_with_a_reason(images: Path) -> None:
 
 def test_a_decoder_that_crashes_takes_only_its_own_file(images: Path) -> None:
     examples = list_examples(images, images.parent / "unpacked")
-    results = list(inspection._in_processes(crash_on_the_third, examples))
+    results = list(inspection._in_processes(crash_on_the_third, examples, "image"))
     assert [result.error is None for result in results[:4]] == [True, True, False, True]
     assert str(results[2].error).startswith("the process that decoded it died")
     assert len(results) == len(examples)
@@ -151,7 +151,7 @@ def test_orientation_is_applied_and_metadata_does_not_hide_a_copy(tmp_path: Path
     assert (turned.width, turned.height) == (40, 60)
     assert (plain.width, plain.height) == (60, 40)
     assert plain.sha256 != again.sha256
-    assert plain.pixel_sha256 == again.pixel_sha256 != turned.pixel_sha256
+    assert plain.content_sha256 == again.content_sha256 != turned.content_sha256
 
 
 def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,9 +176,9 @@ def test_a_content_is_inspected_only_once(images: Path, monkeypatch: pytest.Monk
     decoded: list[str] = []
     original = inspection._in_processes
 
-    def counted(function: object, fresh: list[Example]) -> object:
+    def counted(function: object, fresh: list[Example], name: str) -> object:
         decoded.extend(example.path.name for example in fresh)
-        return original(function, fresh)
+        return original(function, fresh, name)
 
     monkeypatch.setattr(inspection, "_in_processes", counted)
     draw(4000).save(images / "dog" / "new.png")

@@ -30,7 +30,7 @@ def test_the_schema_in_the_repository_is_that_of_the_code() -> None:
     ("key", "value", "expected"),
     [
         ("finetune.learning_rte", 0.1, "unknown key `finetune.learning_rte`; did you mean `learning_rate`?"),
-        ("finetune.augment.flip", True, "unknown key `finetune.augment.flip`"),
+        ("image.finetune.augment.flip", True, "unknown key `image.finetune.augment.flip`"),
         ("finetun", {}, "unknown key `finetun`; did you mean `finetune`?"),
         (
             "finetune.model",
@@ -47,9 +47,9 @@ def test_the_schema_in_the_repository_is_that_of_the_code() -> None:
         ("data.test_fraction", 1.0, "less than 1"),
         ("data.modality", "text", "allowed: image"),
         ("data", 3, "`data` must be a section with keys, found 3"),
-        ("validate.modes", ["RGB", "HSV"], "`validate.modes.1` is 'HSV', which is not known"),
+        ("image.validate.modes", ["RGB", "HSV"], "`image.validate.modes.1` is 'HSV', which is not known"),
         ("validate.labels", ["cat"], "at least two different labels"),
-        ("validate.min_side", 30000, "`validate.min_side` is larger than `validate.max_side`"),
+        ("image.validate.min_side", 30000, "`image.validate.min_side` is larger than `image.validate.max_side`"),
         ("checkpoint.sha256", "abc", "`checkpoint.sha256` is 'abc', it should match pattern"),
         (
             "checkpoint.uri",
@@ -99,9 +99,9 @@ def test_all_mistakes_are_reported_together(project: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"checkpoint.uri": "scratch", "checkpoint.sha256": "0" * 64, "finetune.image_size": 32}, "no effect"),
-        ({"checkpoint.uri": "scratch", "finetune.trainable": "head", "finetune.image_size": 32}, "random weights"),
-        ({"checkpoint.uri": "scratch", "checkpoint.sha256": None}, "`finetune.image_size` must be a number"),
+        ({"checkpoint.uri": "scratch", "checkpoint.sha256": "0" * 64, "image.finetune.size": 32}, "no effect"),
+        ({"checkpoint.uri": "scratch", "finetune.trainable": "head", "image.finetune.size": 32}, "random weights"),
+        ({"checkpoint.uri": "scratch", "checkpoint.sha256": None}, "`image.finetune.size` must be a number"),
         ({"data.test_fraction": 0.6, "data.val_fraction": 0.5}, "leave nothing to train on"),
     ],
 )

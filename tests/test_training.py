@@ -1,10 +1,12 @@
 """The training core and the image modality, on tiny networks and tensors. One process, one torch import."""
 
+import dataclasses
 import io
 import json
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,6 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from refit.modality.image.architectures import IMAGE_ARCHITECTURES
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms import v2
@@ -22,18 +23,28 @@ from torchvision.transforms import v2
 from refit import paths
 from refit.checkpoint import convert as legacy
 from refit.errors import CheckpointError, DataError, ParamsError, TrainingError
+from refit.modality.image import augment as augmentation
+from refit.modality.image import examples as pictures
 from refit.modality.image import files as image_file
 from refit.modality.image import networks as image
-from refit.model.classifier import Classifier
-from refit.params import Augment, Params, load_params
+from refit.modality.image import weights as published
+from refit.modality.image.preprocessing import Preprocessing
+from refit.modality.image.settings import ARCHITECTURES, Augment
+from refit.modality.image.settings import Finetune as ImageFinetune
+from refit.model.classifier import Classifier, predict_logits
+from refit.params import Params, load_params
+from refit.records import publish_record
 from refit.training import loop as training
 from refit.training.determinism import be_deterministic, example_keys
-from refit.training.loop import Epoch, Examples, best_epoch, fit, learning_rate_at, split_in_batches
+from refit.training.examples import Examples
+from refit.training.loop import Epoch, Feed, best_epoch, fit, learning_rate_at, split_in_batches
 from tasks import evaluate, fetch, finetune, ingest, validate
 
 from .conftest import draw, write_image_folder
 
-PREPROCESSING = {"resize_size": 16, "crop_size": 16, "interpolation": "bilinear", **image.IMAGENET}
+PREPROCESSING = Preprocessing(
+    resize_size=16, crop_size=16, interpolation="bilinear", mean=published.IMAGENET_MEAN, std=published.IMAGENET_STD
+)
 STILL = Augment(rotation=0.0, translation=0.0, scale=1.0, horizontal_flip=False)
 
 
@@ -63,17 +74,23 @@ def settings(**changes: Any) -> Any:
     defaults: dict[str, Any] = {
         "trainable": "all", "epochs": 4, "batch_size": 16, "learning_rate": 0.02, "head_learning_rate_factor": 1.0,
         "weight_decay": 0.01, "warmup_fraction": 0.1, "label_smoothing": 0.1,
-        "augment": Augment(rotation=20.0, translation=0.1, scale=1.2, horizontal_flip=True),
     }  # fmt: skip
     return SimpleNamespace(**defaults | changes)
 
 
 HEAD = ["5.weight", "5.bias"]
+FEED = Feed(
+    network_input=partial(image.network_input, preprocessing=PREPROCESSING),
+    augment=partial(
+        augmentation.distort, settings=Augment(rotation=20.0, translation=0.1, scale=1.2, horizontal_flip=True)
+    ),
+    num_draws=augmentation.NUM_DRAWS,
+)
 
 
 def run(train: Examples, seed: int = 1, network: nn.Module | None = None, **changes: Any) -> training.Fitted:
     network = network or tiny_network()
-    return fit(network, HEAD, train, examples(30), image, PREPROCESSING, settings(**changes), seed)
+    return fit(network, HEAD, train, examples(30), FEED, settings(**changes), seed)
 
 
 def equal(left: training.Fitted, right: training.Fitted) -> bool:
@@ -132,7 +149,7 @@ def test_the_weights_kept_are_those_of_the_best_epoch() -> None:
     network = tiny_network()
     network.load_state_dict(fitted.weights)
     val = examples(30)
-    logits = training.predict_logits(network, val.inputs, image, PREPROCESSING, 16)
+    logits = predict_logits(network, val.inputs, FEED.network_input, 16)
     accuracy = (logits.argmax(1) == val.labels.numpy()).mean()
     assert accuracy == fitted.history[fitted.best_epoch - 1].val_accuracy
     assert accuracy == max(row.val_accuracy for row in fitted.history)
@@ -214,12 +231,12 @@ def test_the_head_learns_faster_and_norms_do_not_decay() -> None:
 
 
 def test_the_architectures_are_those_of_torchvision() -> None:
-    assert list(IMAGE_ARCHITECTURES) == torchvision.models.list_models(module=torchvision.models)
+    assert list(ARCHITECTURES) == torchvision.models.list_models(module=torchvision.models)
 
 
 # RegNet computes its widths with tensors, so that it cannot be built without data; two small ones stand for all.
 BUILT_WITH_DATA = ("regnet_x_400mf", "regnet_y_400mf")
-BUILT_WITHOUT = [name for name in IMAGE_ARCHITECTURES if not name.startswith("regnet")]
+BUILT_WITHOUT = [name for name in ARCHITECTURES if not name.startswith("regnet")]
 
 
 @pytest.mark.parametrize("architecture", [*BUILT_WITHOUT, *BUILT_WITH_DATA])
@@ -267,15 +284,18 @@ def test_a_checkpoint_that_does_not_fit_is_refused(change: Callable[[Any], Any],
 
 
 def test_published_weights_bring_their_preprocessing() -> None:
-    described = image.describe_weights("ResNet18_Weights.IMAGENET1K_V1")
-    assert described["architecture"] == "resnet18"
-    assert described["url"].startswith("https://")
-    assert described["preprocessing"] == {
-        "resize_size": 256, "crop_size": 224, "interpolation": "bilinear", **image.IMAGENET
+    address, described = published.describe_weights("ResNet18_Weights.IMAGENET1K_V1")
+    assert described.architecture == "resnet18"
+    assert address.startswith("https://")
+    assert described.preprocessing == {
+        "resize_size": 256, "crop_size": 224, "interpolation": "bilinear", "mean": published.IMAGENET_MEAN,
+        "std": published.IMAGENET_STD,
     }  # fmt: skip
-    assert image.preprocessing_for(described, 112)["resize_size"] == 128
-    with pytest.raises(ParamsError, match=r"set `finetune\.image_size`"):
-        image.preprocessing_for({"preprocessing": None}, None)
+    assert (
+        published.preprocessing_for(described.preprocessing, ImageFinetune(size=112, augment=STILL)).resize_size == 128
+    )
+    with pytest.raises(ParamsError, match=r"set `image\.finetune\.size`"):
+        published.preprocessing_for(None, ImageFinetune(size=None, augment=STILL))
 
 
 @pytest.mark.parametrize("size", [(90, 60), (61, 47), (40, 41), (17, 100), (20, 25)])
@@ -283,7 +303,7 @@ def test_a_picture_is_prepared_as_torchvision_would(size: tuple[int, int]) -> No
     picture = draw(4, *size)
     preset = v2.Compose([v2.Resize(20), v2.CenterCrop(16)])
     expected = np.asarray(preset(picture)).transpose(2, 0, 1)
-    assert (image.prepare(encoded(picture), PREPROCESSING | {"resize_size": 20}) == expected).all()
+    assert (pictures.prepare(encoded(picture), dataclasses.replace(PREPROCESSING, resize_size=20)) == expected).all()
 
 
 def encoded(picture: Image.Image, **options: Any) -> bytes:
@@ -294,18 +314,18 @@ def encoded(picture: Image.Image, **options: Any) -> bytes:
 
 def test_every_form_of_a_picture_gives_the_same_pixels() -> None:
     gray = draw(5, 16, 16).convert("L")
-    reference = image.prepare(encoded(gray), PREPROCESSING)
+    reference = pictures.prepare(encoded(gray), PREPROCESSING)
     forms: list[Any] = [
         encoded(gray.convert("RGB")), encoded(gray.convert("RGBA")), encoded(gray.convert("LA")), np.asarray(gray),
         np.asarray(gray)[:, :, None], np.asarray(gray.convert("RGB")), np.asarray(gray.convert("RGBA")),
     ]  # fmt: skip
     for form in forms:
-        assert (image.prepare(form, PREPROCESSING) == reference).all()
+        assert (pictures.prepare(form, PREPROCESSING) == reference).all()
     assert reference.shape == (3, 16, 16)
     exif = Image.Exif()
     exif[0x0112] = 8
     turned = gray.transpose(Image.Transpose.ROTATE_270)
-    assert (image.prepare(encoded(turned, exif=exif), PREPROCESSING) == reference).all()
+    assert (pictures.prepare(encoded(turned, exif=exif), PREPROCESSING) == reference).all()
 
 
 @pytest.mark.parametrize(
@@ -317,15 +337,15 @@ def test_every_form_of_a_picture_gives_the_same_pixels() -> None:
 )  # fmt: skip
 def test_pixels_of_another_kind_are_refused(pixels: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"pixels must be \(height, width\) or"):
-        image.prepare(pixels, PREPROCESSING)
+        pictures.prepare(pixels, PREPROCESSING)
 
 
 def test_a_picture_like_a_ribbon_is_refused_before_it_is_scaled_up() -> None:
     ribbon = Image.new("RGB", (8, 8 * image_file.MAX_ASPECT + 1))
     for picture in (encoded(ribbon), np.asarray(ribbon)):
         with pytest.raises(ValueError, match="8 x 401 pixels, longer than 50 times its width"):
-            image.prepare(picture, PREPROCESSING)
-    assert image.prepare(encoded(ribbon.crop((0, 0, 8, 400))), PREPROCESSING).shape == (3, 16, 16)
+            pictures.prepare(picture, PREPROCESSING)
+    assert pictures.prepare(encoded(ribbon.crop((0, 0, 8, 400))), PREPROCESSING).shape == (3, 16, 16)
 
 
 def test_counters_of_batch_norms_may_be_missing() -> None:
@@ -356,7 +376,7 @@ def test_networks_from_tensorflow_get_the_range_of_inputs_that_they_were_trained
 
 def test_no_augmentation_changes_nothing() -> None:
     inputs = examples(6).inputs
-    same = image.augment(inputs, torch.rand(6, image.NUM_AUGMENT_DRAWS), STILL)
+    same = augmentation.distort(inputs, torch.rand(6, augmentation.NUM_DRAWS), STILL)
     assert torch.allclose(same, inputs.float(), atol=1e-3)
 
 
@@ -364,15 +384,21 @@ def test_augmentation_flips_turns_and_shifts() -> None:
     inputs = examples(2).inputs
     draws = torch.full((2, 5), 0.5)
     draws[0, 4], draws[1, 4] = 0.1, 0.9
-    flipped = image.augment(inputs, draws, Augment(rotation=0.0, translation=0.0, scale=1.0, horizontal_flip=True))
+    flipped = augmentation.distort(
+        inputs, draws, Augment(rotation=0.0, translation=0.0, scale=1.0, horizontal_flip=True)
+    )
     assert torch.allclose(flipped[0], inputs[0].flip(-1).float(), atol=1e-3)
     assert torch.allclose(flipped[1], inputs[1].float(), atol=1e-3)
     draws[:, 0] = 1.0
-    turned = image.augment(inputs, draws, Augment(rotation=90.0, translation=0.0, scale=1.0, horizontal_flip=False))
+    turned = augmentation.distort(
+        inputs, draws, Augment(rotation=90.0, translation=0.0, scale=1.0, horizontal_flip=False)
+    )
     quarter = [torch.rot90(inputs[0], turns, (1, 2)).float() for turns in (1, 3)]
     assert any(torch.allclose(turned[0], candidate, atol=1e-2) for candidate in quarter)
     draws[:, 0], draws[:, 2] = 0.5, 1.0
-    shifted = image.augment(inputs, draws, Augment(rotation=0.0, translation=0.25, scale=1.0, horizontal_flip=False))
+    shifted = augmentation.distort(
+        inputs, draws, Augment(rotation=0.0, translation=0.25, scale=1.0, horizontal_flip=False)
+    )
     assert torch.allclose(shifted[0, :, :, :12], inputs[0, :, :, 4:].float(), atol=1e-2)
     assert (shifted[0, :, :, 12:] == 0).all()
 
@@ -384,7 +410,7 @@ def set_up(images: Path, edit_params: Callable[..., Params], **changes: Any) -> 
     write_image_folder(images, per_class=40)
     defaults = {
         "data__source": "data/images", "checkpoint__uri": "scratch", "checkpoint__sha256": None,
-        "finetune__image_size": 32, "finetune__epochs": 3, "finetune__batch_size": 16,
+        "image__finetune__size": 32, "finetune__epochs": 3, "finetune__batch_size": 16,
         "evaluate__bootstrap_samples": 100,        "validate__min_images_per_class__val": 1,
     }  # fmt: skip
     edit_params(**defaults | changes)
@@ -423,8 +449,8 @@ def test_a_whole_run_again_gives_the_same_bytes(trained: Path) -> None:
 
 def test_the_report_shows_the_worst_errors_as_pictures(trained: Path) -> None:
     classifier = Classifier.load(paths.MODEL_WEIGHTS, paths.MODEL_CARD)
-    card = classifier.card | {"classes": ["dog", "cat"]}  # every right answer is now a mistake
-    paths.MODEL_CARD.write_text(json.dumps(card))
+    card = dataclasses.replace(classifier.card, classes=("dog", "cat"))  # every right answer is now a mistake
+    publish_record(paths.MODEL_CARD, card)
     evaluate.main()
     page = paths.EVALUATION_REPORT.read_text()
     assert page.count("data:image/png;base64,") > 0
@@ -451,10 +477,10 @@ def test_a_base_that_was_swapped_stops_the_training(images: Path, edit_params: C
 
 def test_images_too_small_for_the_model_are_said_to_be_so(images: Path, edit_params: Callable[..., Params]) -> None:
     set_up(images, edit_params, finetune__model="vit_b_16")
-    with pytest.raises(ParamsError, match=r"vit_b_16 does not take images of 32x32 .*set `finetune\.image_size`"):
+    with pytest.raises(ParamsError, match=r"vit_b_16 does not take .* 32x32 .*another size in `image\.finetune`"):
         finetune.main()
     edit_params(finetune__model="alexnet")
-    with pytest.raises(ParamsError, match=r"alexnet does not take images of 32x32 .*Output size is too small"):
+    with pytest.raises(ParamsError, match=r"alexnet does not take examples of 32x32 .*Output size is too small"):
         finetune.main()
 
 

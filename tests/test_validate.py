@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from refit import paths
+from refit.data.classes import require_classes
 from refit.errors import DataError
 from refit.params import Params, load_params
 from tasks import ingest, validate
@@ -25,7 +26,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
         "label": "cat" if number % 2 else "dog",
         "split": ("train", "val", "test")[number // 2 % 3],
         "sha256": f"{number:064x}",
-        "pixel_sha256": f"{number:064x}",
+        "content_sha256": f"{number:064x}",
         "bytes": 10,
         "width": 24,
         "height": 20,
@@ -43,7 +44,7 @@ def manifest(*changed: dict[str, Any], good: int = 60) -> pd.DataFrame:
 
 
 def test_a_good_set_passes_whole(project: Path) -> None:
-    verdict = judge(manifest(), load_params().validate)
+    verdict = judge(manifest(), load_params())
     assert verdict.failures == ()
     assert len(verdict.accepted) == 60
     assert verdict.rejected.empty
@@ -55,15 +56,15 @@ def test_a_good_set_passes_whole(project: Path) -> None:
         ({"error": "empty file"}, "empty file"),
         ({"width": 3}, "side outside 8 to 20000 pixels: width is 3"),
         ({"height": 30000}, "side outside 8 to 20000 pixels: height is 30000"),
-        ({"mode": "I;16"}, "pixel format is not one of `validate.modes`: mode is I;16"),
+        ({"mode": "I;16"}, "pixel format is not one of `image.validate.modes`: mode is I;16"),
         ({"label": "cow"}, "label is not one of `validate.labels`: label is cow"),
-        ({"pixel_sha256": f"{4:064x}", "split": "test", "label": "dog"}, "duplicate: the same picture as data/4.png"),
+        ({"content_sha256": f"{4:064x}", "split": "test", "label": "dog"}, "duplicate: the same picture as data/4.png"),
     ],
 )
 def test_a_bad_row_is_rejected_with_its_reason(
     edit_params: Callable[..., Params], changes: dict[str, Any], reason: str
 ) -> None:
-    rules = edit_params(validate__labels=["cat", "dog"]).validate
+    rules = edit_params(validate__labels=["cat", "dog"])
     verdict = judge(manifest(changes), rules)
     assert list(verdict.rejected["reason"]) == [reason]
     assert len(verdict.accepted) == 60
@@ -71,7 +72,7 @@ def test_a_bad_row_is_rejected_with_its_reason(
 
 
 def test_a_row_may_break_several_rules(project: Path) -> None:
-    verdict = judge(manifest({"width": 3, "mode": "F"}), load_params().validate)
+    verdict = judge(manifest({"width": 3, "mode": "F"}), load_params())
     assert "width is 3" in verdict.rejected["reason"].iloc[0]
     assert "mode is F" in verdict.rejected["reason"].iloc[0]
 
@@ -79,8 +80,11 @@ def test_a_row_may_break_several_rules(project: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ([{"pixel_sha256": f"{4:064x}", "label": "cat"}], "the same picture has two labels (1 pictures), for instance"),
-        ([{"pixel_sha256": f"{4:064x}", "label": "dog", "split": "train"}], "the same picture is in two splits"),
+        (
+            [{"content_sha256": f"{4:064x}", "label": "cat"}],
+            "the same picture has two labels (1 pictures), for instance",
+        ),
+        ([{"content_sha256": f"{4:064x}", "label": "dog", "split": "train"}], "the same picture is in two splits"),
         (
             [{"error": "empty file"}] * 5,
             "5 of 65 images are rejected (7.7%, `validate.max_rejected_fraction` allows 5.0%)",
@@ -90,33 +94,90 @@ def test_a_row_may_break_several_rules(project: Path) -> None:
     ],
 )
 def test_the_set_stops_the_run(project: Path, changed: list[dict[str, Any]], expected: str) -> None:
-    verdict = judge(manifest(*changed), load_params().validate)
+    verdict = judge(manifest(*changed), load_params())
     assert expected in "; ".join(verdict.failures)
 
 
 def test_one_class_is_not_enough(project: Path) -> None:
     only_cats = manifest()[lambda table: table["label"] == "cat"]
-    assert "at least two classes are needed, found 1 (cat)" in judge(only_cats, load_params().validate).failures
+    assert "at least two classes are needed, found 1 (cat)" in judge(only_cats, load_params()).failures
 
 
 def test_a_required_label_without_images_stops_the_run(edit_params: Callable[..., Params]) -> None:
-    rules = edit_params(validate__labels=["cat", "dog", "eel"]).validate
-    assert "eel: 0" in "; ".join(judge(manifest(), rules).failures)
+    rules = edit_params(validate__labels=["cat", "dog", "eel"])
+    assert judge(manifest(), rules).failures == (
+        "class eel has no images: mend or add images, or move the label from `validate.labels` to "
+        "`validate.retired_labels`",
+    )
+
+
+EELS = [{"label": "eel", "error": "empty file"}, {"label": "eel", "width": 2}, {"label": "eel", "width": 3}]
+
+
+def test_a_class_cannot_vanish(edit_params: Callable[..., Params]) -> None:
+    rules = edit_params(validate__max_rejected_fraction=0.5)
+    assert judge(manifest(*EELS), rules).failures == (
+        "class eel has no accepted image among 3, mostly for the reason: side outside 8 to 20000 pixels: width is 2 "
+        "(data/1001.png): mend the images, or put the label under `validate.retired_labels` if it is given up on "
+        "purpose",
+    )
+    many = [{"label": f"eel {number}", "error": "empty file"} for number in range(10)]
+    assert "eel 7 has no accepted image" in judge(manifest(*many), rules).failures[0]
+    assert "(data/1007.png) and 2 more: mend" in judge(manifest(*many), rules).failures[0]
+
+
+def test_a_retired_class_may_vanish(edit_params: Callable[..., Params]) -> None:
+    rules = edit_params(validate__retired_labels=["eel"])
+    verdict = judge(manifest(*EELS), rules)
+    assert verdict.failures == ()
+    assert set(verdict.rejected["reason"]) == {"label is one of `validate.retired_labels`"}
+
+
+def test_images_of_a_retired_class_are_left_out_and_count_neither_way(edit_params: Callable[..., Params]) -> None:
+    rules = edit_params(validate__retired_labels=["eel"], validate__min_images_per_class__val=1)
+    eels = [{"label": "eel"}] * 50 + [{"label": "eel", "content_sha256": f"{4:064x}"}]
+    verdict = judge(manifest(*eels), rules)
+    assert verdict.failures == ()
+    assert set(verdict.accepted["label"]) == {"cat", "dog"}
+    bad = [{"label": "cat", "error": "empty file"}] * 4  # of 64 expected ones: 6 %, though of all 115 only 3 %
+    assert "4 of 64 images are rejected (6.2%" in judge(manifest(*eels, *bad), rules).failures[0]
+
+
+def test_a_file_without_a_label_is_no_class(project: Path) -> None:
+    stray = {"label": "", "error": "not inside a class folder"}
+    assert judge(manifest(stray), load_params()).failures == ()
+
+
+def test_a_class_that_is_not_allowed_may_vanish(edit_params: Callable[..., Params]) -> None:
+    rules = edit_params(validate__labels=["cat", "dog"])
+    assert judge(manifest({"label": "eel", "error": "empty file"}), rules).failures == ()
+
+
+def test_a_class_of_the_champion_cannot_vanish() -> None:
+    def check(accepted: list[str], retired: list[str]) -> None:
+        require_classes(["ant", "bee", "cat"], accepted, retired, "the champion models:/pets/3")
+
+    check(["cat", "bee", "ant", "eel"], [])
+    check(["cat"], ["ant", "bee"])
+    with pytest.raises(
+        DataError, match=r"the champion models:/pets/3 knows ant, of which .* under `validate\.retired_labels`"
+    ):
+        check(["cat"], ["bee"])
 
 
 def test_a_manifest_of_another_version_is_refused(project: Path) -> None:
     with pytest.raises(DataError, match=r"run `dvc repro -f ingest`"):
-        judge(manifest().drop(columns="group"), load_params().validate)
+        judge(manifest().drop(columns="group"), load_params())
     with pytest.raises(DataError, match="column split"):
-        judge(manifest({"split": "dev"}), load_params().validate)
+        judge(manifest({"split": "dev"}), load_params())
 
 
 def test_the_digests_name_the_data_and_its_split(project: Path) -> None:
-    rules = load_params().validate
+    rules = load_params()
 
     def digests(table: pd.DataFrame) -> tuple[str, str]:
         summary = summarize(table, judge(table, rules))
-        return summary["data_digest"], summary["split_digest"]
+        return summary.data_digest, summary.split_digest
 
     data, split = digests(manifest())
     assert digests(manifest().sample(frac=1, random_state=1)) == (data, split), "the order of rows is no content"

@@ -13,7 +13,7 @@ import click
 from flows.cli.decide import COMMANDS
 from flows.cli.printing import JSON, print_json
 from refit import collector
-from refit.errors import EXIT_CODES, DataError, RefitError, WorkspaceError, exit_with
+from refit.errors import EXIT_CODES, DataError, RefitError, TrackingUnavailableError, WorkspaceError, exit_with
 
 if TYPE_CHECKING:
     from flows.retrain import Deliver
@@ -93,7 +93,9 @@ def validate(as_json: bool) -> None:
     from flows.tools import pipeline
     from refit import paths
     from refit.data.summary import ValidationSummary
+    from refit.params import load_params
     from refit.records import read_record
+    from refit.registry import champion
     from refit.reports.validation import validation_markdown
 
     _load_params_first()
@@ -114,6 +116,10 @@ def validate(as_json: bool) -> None:
         click.echo(validation_markdown(summary))
     if failure is not None:
         raise failure
+    try:
+        champion.require_its_classes(load_params())
+    except TrackingUnavailableError as error:
+        click.echo(f"not known whether the champion has classes that are missing here: {error}", err=True)
 
 
 @main.command()

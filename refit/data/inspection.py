@@ -11,7 +11,6 @@ Only pictures that were decoded are kept. A failure is looked at again each time
 libwebp and libtiff say of a good file that it is damaged when they get no memory.
 """
 
-import dataclasses
 import hashlib
 import multiprocessing
 import os
@@ -48,7 +47,7 @@ def inspect_all(examples: Sequence[Example], modality_name: str) -> list[Inspect
     if known:
         say(f"{len(examples) - len(fresh):,} of {len(examples):,} known by their content")
     inspect = partial(inspect_one, modality_name=modality_name)
-    found = iter(list(track(_in_processes(inspect, fresh), "decode", len(fresh))))
+    found = iter(list(track(_in_processes(inspect, fresh, modality_name), "decode", len(fresh))))
     inspections = [known[digest] if digest in known else next(found) for digest in digests]
     if fresh:
         remember([*known.values(), *inspections], modality_name)
@@ -123,7 +122,9 @@ def _digest(example: Example) -> str:
         return "none"
 
 
-def _in_processes(function: Callable[[Example], Inspection], examples: Sequence[Example]) -> Iterator[Inspection]:
+def _in_processes(
+    function: Callable[[Example], Inspection], examples: Sequence[Example], modality_name: str
+) -> Iterator[Inspection]:
     """Apply `function` to all examples, in order, in other processes: what goes wrong with one takes only its own.
 
     Crashing is told from a pool that breaks; the examples of the broken chunk are then tried one by one.
@@ -137,12 +138,14 @@ def _in_processes(function: Callable[[Example], Inspection], examples: Sequence[
                     done += 1
                     yield from results
         except _POOL_TROUBLE:
-            yield from _one_by_one(function, chunks[done])
+            yield from _one_by_one(function, chunks[done], modality_name)
             done += 1
         chunks = chunks[done:]
 
 
-def _one_by_one(function: Callable[[Example], Inspection], examples: Sequence[Example]) -> Iterator[Inspection]:
+def _one_by_one(
+    function: Callable[[Example], Inspection], examples: Sequence[Example], modality_name: str
+) -> Iterator[Inspection]:
     done = 0
     while done < len(examples):
         try:
@@ -152,10 +155,9 @@ def _one_by_one(function: Callable[[Example], Inspection], examples: Sequence[Ex
                     done += 1
                     yield found
         except _POOL_TROUBLE as error:
-            reason = f"{_DIED if isinstance(error, BrokenProcessPool) else _NO_MEMORY}; {_AGAIN}"
-            found = function(dataclasses.replace(examples[done], error=reason))
+            reason = _DIED if isinstance(error, BrokenProcessPool) else _NO_MEMORY
             done += 1
-            yield dataclasses.replace(found, is_accident=True)
+            yield _accident(reason, modality_name)
 
 
 def _apply_to_all(function: Callable[[Example], Inspection], examples: Sequence[Example]) -> list[Inspection]:

@@ -55,16 +55,16 @@ def load_params(path: Path = PARAMS) -> Params:
         ParamsError: listing every mistake: the key, what was found, what is allowed, the nearest known name.
     """
     raw = _read_yaml(path)
-    modality = _modality_of(raw, path)
-    own = raw.pop(modality, None)
-    for other in modalities():
-        raw.pop(other, None)  # of another kind of example; not in use
+    own = {name: raw.pop(name, None) for name in modalities()}  # only the one in use is read
     problems: list[str] = []
-    params: Params = _checked(_ADAPTER, raw | {"of_modality": own}, problems)
-    of_modality = _checked(TypeAdapter(_settings_of(modality).SETTINGS), own, problems, modality)
-    if not problems:
-        params = dataclasses.replace(params, of_modality=of_modality)
-        problems = contradictions(params, _settings_of(modality))
+    params: Params = _checked(_ADAPTER, raw | {"of_modality": None}, problems)
+    modality = _modality_of(raw, path)
+    if modality is not None:
+        settings = _settings_of(modality)
+        of_modality = _checked(TypeAdapter(settings.SETTINGS), own[modality], problems, modality)
+        if not problems:
+            params = dataclasses.replace(params, of_modality=of_modality)
+            problems = contradictions(params, settings)
     if problems:
         raise ParamsError(f"{path}: " + "; ".join(problems))
     return params
@@ -80,9 +80,12 @@ def _settings_of(modality: str) -> Any:
     return importlib.import_module("..modality", __package__).settings(modality)
 
 
-def _modality_of(raw: Mapping[str, Any], path: Path) -> str:
+def _modality_of(raw: Mapping[str, Any], path: Path) -> str | None:
+    """The kind of example; None where there is none to read, which is a problem of its own."""
     section = raw.get("data")
-    found = section.get("modality") if isinstance(section, Mapping) else None
+    if not isinstance(section, Mapping) or "modality" not in section:
+        return None
+    found = section["modality"]
     if found in modalities():
         return str(found)
     hint = nearest(str(found), list(modalities()))

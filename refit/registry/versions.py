@@ -84,11 +84,19 @@ def fetch_bare(version: Version, bundle: Bundle, settings: Register, folder: Pat
     Raises:
         EvidenceError: they are other bytes.
     """
+    return Bare(*(_fetch(name, digest, version, settings, folder) for name, digest in _data_digests(bundle).items()))
+
+
+def fetch_card(version: Version, bundle: Bundle, settings: Register, folder: Path) -> Path:
+    """A version's card alone, as `fetch_bare` gives it."""
+    return _fetch("model.json", bundle.lineage.card_sha256, version, settings, folder)
+
+
+def _fetch(name: str, digest: str, version: Version, settings: Register, folder: Path) -> Path:
     with tracking.connected(settings):
-        files = [tracking.download(f"{version.uri}/artifacts/{name}", folder) for name in _DATA]
-    found = dict(zip(_DATA, (sha256_of_file(file) for file in files), strict=True))
-    evidence.require_same_files(found, _data_digests(bundle), version.uri)
-    return Bare(*files)
+        file = tracking.download(f"{version.uri}/artifacts/{name}", folder)
+    evidence.require_same_files({name: sha256_of_file(file)}, {name: digest}, version.uri)
+    return file
 
 
 def fetch_packed(version: Version, bundle: Bundle, settings: Register, folder: Path) -> Packed:
