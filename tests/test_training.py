@@ -130,9 +130,7 @@ def test_dropout_is_repeatable_too() -> None:
         return network
 
     head = ["6.weight", "6.bias"]
-    first, second = (
-        fit(dropping(), head, examples(), examples(30), image, PREPROCESSING, settings(), 1) for _ in range(2)
-    )
+    first, second = (fit(dropping(), head, examples(), examples(30), FEED, settings(), 1) for _ in range(2))
     assert equal(first, second)
 
 
