@@ -23,16 +23,17 @@ from prefect.states import Completed
 from flows.finetune import train_on_worker
 from flows.prepare import prepare
 from flows.tools import commits, pipeline, policy
-from flows.tools.liveness import SERVER_TROUBLE, is_over, reconcile, reporting
+from flows.tools.liveness import SERVER_TROUBLE, is_over, reconcile, reporting, server_id
 from flows.tools.notifications import tell
 from refit import paths
 from refit.data.changes import changes_markdown
 from refit.data.summary import ValidationSummary
 from refit.errors import DataError, TrackingError, TrackingUnavailableError, WorkspaceError
 from refit.files import sha256_of_file
+from refit.locks import one_at_a_time
 from refit.params import Params, load_params
 from refit.records import as_plain, read_record
-from refit.registry import champion, tracking
+from refit.registry import champion, local_registry, tracking
 from refit.registry.provenance import git_state
 from refit.reports.evaluation import evaluation_markdown
 from refit.reports.validation import validation_markdown
@@ -74,11 +75,12 @@ def retrain(deliver: Deliver = "workspace") -> Any:
     """
     policy.keep_logs_short()
     params = load_params()
+    local_registry.check(tracking.tracking_uri(params.register))  # one that is away may be back when it is needed
     with reporting():
         cleaning = clean_up.submit(params)  # beside the stages: it looks at other runs only
         if deliver == "branch":
             bring_data()
-            cleaning.result()  # for the same reason as below
+            cleaning.result()  # the run may end here
             if known := already_registered(params):
                 return nothing_to_do(known)
             commits.start_branch(_branch())
@@ -105,8 +107,9 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         show_evaluation()
         if deliver != "workspace":
             keep(f"Retrain {params.register.model_name}: {_headline()}", deliver)
-        compare()
-        return register()
+        with one_at_a_time():
+            compare()
+            return register()
 
 
 @task(task_run_name="{stage}", **_EFFECT)
@@ -149,7 +152,9 @@ def train_elsewhere(params: Params, deliver: Deliver) -> State[None]:
 @task(task_run_name="register", **_EFFECT)
 def register() -> dict[str, Any]:
     """Register the candidate in MLflow, and link to it from this run's page."""
-    registration = find_registered() or register_candidate({tracking.FLOW_RUN_TAG: str(flow_run.id)})
+    registration = find_registered() or register_candidate(
+        {tracking.FLOW_RUN_TAG: str(flow_run.id), tracking.SERVER_TAG: server_id()}
+    )
     version = registration.version
     known = "new" if registration.is_new else "this content was registered before"
     get_run_logger().info("candidate: %s version %s (%s)", version.model_name, version.version, known)
@@ -212,7 +217,9 @@ def clean_up(params: Params) -> None:
     try:
         if lost := reconcile(params.flow.worker_silence_seconds):
             logger.warning("declared lost, since silent: %s", ", ".join(lost))
-        ended = tracking.end_runs(params.register, lambda run_id: run_id != str(flow_run.id) and is_over(run_id))
+        ended = tracking.end_runs(
+            params.register, server_id(), lambda run_id: run_id != str(flow_run.id) and is_over(run_id)
+        )
     except (TrackingError, *SERVER_TROUBLE) as error:
         logger.warning("not cleaned up: %s", error)
     else:

@@ -4,8 +4,8 @@
                                 -> reports/comparison.{json,html,md}, reports/golden.json, reports/images.csv
 
 Not a DVC stage: it depends on a server. The champion is asked for directly by its alias; "there is none yet" is
-only believed from a registry that answers so. It predicts in a process of its own, with its own stored code, and
-without anything that is secret here.
+only believed from a registry that answers so, and whose decisions know of none. It predicts in a process of its own,
+with its own stored code, and without anything that is secret here.
 
 comparison.json is a record (`refit/gate/comparison.py`). `images.csv` has path, sha256, label, split of every accepted
 example: what the next comparison tells changes from.
@@ -29,14 +29,14 @@ from refit.gate.comparison import FORMAT, Changes, Compared, Comparison, Costs, 
 from refit.gate.decide import Decision, decide
 from refit.gate.evidence import Bundle
 from refit.gate.golden import NUM_GOLDEN, golden
+from refit.locks import one_at_a_time
 from refit.model.card import read_card
 from refit.params import Params, as_dict, load_params, public
 from refit.progress import say
 from refit.records import publish_record
-from refit.registry import tracking, versions
+from refit.registry import releases, versions
 from refit.registry.probe import Answer, Bare, ask
 from refit.registry.records import Version
-from refit.registry.tracking import CHAMPION
 from refit.reports.comparison import comparison_markdown, comparison_page
 from refit.reports.disagreements import disagreements
 from refit.scoring import metrics
@@ -60,13 +60,14 @@ def main() -> None:
     say(f"gate: {comparison.verdict}: {'; '.join(comparison.reasons)}: {paths.COMPARISON_REPORT}")
 
 
+@one_at_a_time()
 def compare() -> Comparison:
     """Compare what is in the workspace with the champion, and write the comparison.
 
     Raises:
         WorkspaceError: an output of a stage is missing.
         TrackingError: the registry does not answer.
-        EvidenceError: the champion does not load, or what it was made of cannot be read.
+        EvidenceError: the champion is gone or does not load, or what it was made of cannot be read.
     """
     params = load_params()
     _require_outputs()
@@ -136,7 +137,7 @@ def _ask_candidate(params: Params, test: pd.DataFrame) -> Answer:
 
 
 def _ask_champion(params: Params, test: pd.DataFrame) -> _Champion | None:
-    version = tracking.version_with_alias(params.register, CHAMPION)
+    version = releases.champion(params.register)
     if version is None:
         return None
     bundle, images = _made_of(params, version)

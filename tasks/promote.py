@@ -139,7 +139,7 @@ def promote(
     settings, case = load_params().register, review(number)
     _require_reason(reason)
     _require_seen(case, seen)
-    past, champion = releases.moves(settings), tracking.version_with_alias(settings, CHAMPION)
+    past, champion = releases.moves(settings), releases.champion(settings)
     move = _draft(settings, "promote", reason, case, champion, is_forced)
     if champion is not None and champion.tags.get(EVIDENCE_TAG) == case.digest:
         return _finish(settings, past, champion, case, is_dry_run)

@@ -27,10 +27,11 @@ from refit.gate import evidence
 from refit.gate.comparison import Compared, Comparison
 from refit.gate.evidence import Bundle, Digests
 from refit.gate.golden import Golden
+from refit.locks import one_at_a_time
 from refit.model.card import Card, read_card
 from refit.params import Params, as_dict, load_params, public, pure, training_digest
 from refit.records import as_plain, digest_of_record, read_record
-from refit.registry import packaging, tracking
+from refit.registry import packaging, releases, tracking
 from refit.registry.probe import Packed, serving_check
 from refit.registry.provenance import Provenance, git_state
 from refit.registry.records import CONTENT_TAG, Record, Version
@@ -83,6 +84,7 @@ class Registration:
     links: Mapping[str, str]
 
 
+@one_at_a_time()
 def register_candidate(extra_tags: Mapping[str, str] | None = None) -> Registration:
     """Register what is in the workspace.
 
@@ -181,7 +183,7 @@ def _comparison(run: _Run) -> Comparison:
     comparison = read_record(paths.COMPARISON, Comparison, EvidenceError, "; run `refit compare`")
     if comparison.candidate != run.compared or comparison.gate != as_dict(run.params.gate):
         raise EvidenceError(f"{paths.COMPARISON} is about another model or other settings; run `refit compare`")
-    champion = tracking.version_with_alias(run.params.register, tracking.CHAMPION)
+    champion = releases.champion(run.params.register)
     if comparison.champion != (None if champion is None else champion.identity):
         raise EvidenceError("the champion changed since the comparison; run `refit compare`")
     return comparison

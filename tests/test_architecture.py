@@ -17,10 +17,10 @@ from refit.paths import STAGE_OUTPUTS
 from .conftest import ROOT
 
 STAGES = tuple(STAGE_OUTPUTS)
-EFFECTS = ("compare", "register", "promote", "predict")
+EFFECTS = ("compare", "register", "promote", "withdraw", "predict")
 ROOMS = ("scoring", "modality", "data", "checkpoint", "model", "training", "gate", "registry", "reports")
 """Of refit/, from the bottom: a room uses those before it, and the ground."""
-GROUND = {"errors", "params", "paths", "progress", "files", "records", "collector"}
+GROUND = {"errors", "params", "paths", "progress", "files", "records", "locks", "collector"}
 """What every file may use. Not among a stage's `deps`.
 
 `files` among it: it decides how a result is spelt (the layout of JSON, CSV and Parquet), not what it is. As a dep of

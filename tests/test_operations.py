@@ -258,18 +258,37 @@ def test_runs_of_dead_flows_are_closed_in_mlflow(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(ROOT)
     settings = load_params().register
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    assert tracking.end_runs(settings, lambda run_id: True) == []
+    assert tracking.end_runs(settings, "ours", lambda run_id: True) == []
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.create_experiment(settings.experiment, artifact_location=str(tmp_path / "artifacts"))
     made = {
-        name: client.create_run(experiment, tags={tracking.FLOW_RUN_TAG: name}, run_name=name)
-        for name in ("dead", "alive")
+        name: client.create_run(experiment, tags={tracking.FLOW_RUN_TAG: name, **server}, run_name=name)
+        for name, server in {
+            "dead": {tracking.SERVER_TAG: "ours"},
+            "alive": {tracking.SERVER_TAG: "ours"},
+            "of another server": {tracking.SERVER_TAG: "theirs"},
+            "of an unknown server": {},
+        }.items()
     }
     other = client.create_run(experiment, run_name="somebody else's")
-    assert tracking.end_runs(settings, lambda run_id: run_id == "dead") == ["dead"]
-    assert client.get_run(made["dead"].info.run_id).info.status == "KILLED"
-    for run_ in (made["alive"], other):
+    assert tracking.end_runs(settings, "ours", lambda run_id: run_id != "alive") == ["dead"]
+    assert client.get_run(made.pop("dead").info.run_id).info.status == "KILLED"
+    for run_ in (*made.values(), other):
         assert client.get_run(run_.info.run_id).info.status == "RUNNING"
+
+
+def test_a_server_is_known_by_its_database_not_by_its_address(prefect_api: str) -> None:
+    """[A run whose flow run is unknown to this server was taken for dead, whoever's it was.]"""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.tools.liveness import is_over, server_id
+
+    known = set()
+    for address in (prefect_api, prefect_api, prefect_api.replace("127.0.0.1", "localhost")):
+        with temporary_settings({PREFECT_API_URL: address}):
+            known.add(server_id())
+            assert is_over("00000000-0000-0000-0000-000000000000"), "deleted, if it names this server"
+    assert len(known) == 1
 
 
 def test_two_retrainings_of_one_model_never_race() -> None:

@@ -231,6 +231,7 @@ def test_run_version_and_commit_name_each_other(team: Team, first: dict[str, Any
     assert version.tags["refit.git_commit"] == tip
     assert version.tags["refit.git_dirty"] == "false"
     assert version.tags["prefect.flow_run_id"] == first["id"]
+    assert version.tags["prefect.server_id"], "so that no other server ends its run"
 
 
 def test_nothing_new_is_nothing_to_do(team: Team, first: dict[str, Any]) -> None:

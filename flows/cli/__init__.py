@@ -126,13 +126,15 @@ def validate(as_json: bool) -> None:
 @JSON
 def register(as_json: bool) -> None:
     """Register what is in the workspace, for instance after MLflow could not be reached."""
+    from refit.locks import one_at_a_time
     from tasks.compare import compare as compare_with_champion
     from tasks.register import find_registered, register_candidate
 
-    registration = find_registered()
-    if registration is None:
-        compare_with_champion()
-        registration = register_candidate()
+    with one_at_a_time():
+        registration = find_registered()
+        if registration is None:
+            compare_with_champion()
+            registration = register_candidate()
     version = registration.version
     if as_json:
         print_json({"uri": version.uri, "is_new": registration.is_new, "links": dict(registration.links)})

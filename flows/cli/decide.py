@@ -1,4 +1,4 @@
-"""The reviewer's commands: compare, review, promote, reject, rollback, history, diff, reproduce, access.
+"""The reviewer's commands: compare, review, promote, reject, rollback, withdraw, history, diff, reproduce, access.
 
 VERSION is the number of a candidate (`<name>-candidates`); `rollback --to` names a released one (`<name>`).
 """
@@ -95,6 +95,17 @@ def rollback(version: str | None, reason: str, is_dry_run: bool, as_json: bool) 
     from tasks.promote import rollback as act
 
     _report(act(version, reason, is_dry_run), as_json)
+
+
+@click.command()
+@_REASON
+@_DRY_RUN
+@JSON
+def withdraw(reason: str, is_dry_run: bool, as_json: bool) -> None:
+    """Say that there is to be no champion, after its alias was deleted in MLflow; else nothing is compared any more."""
+    from tasks.withdraw import withdraw as act
+
+    _report(act(reason, is_dry_run), as_json)
 
 
 @click.command()
@@ -247,6 +258,8 @@ def _say(result: dict[str, Any]) -> None:
         click.echo(f"{result['to']} is the champion already; nothing to do")
     elif result["kind"] == "reject":
         click.echo(f"{result['version']} {would}rejected by {result['who']}: {result['reason']}")
+    elif result["kind"] == "withdraw":
+        click.echo(f"there {would or 'is '}no champion (before: {result['from'] or 'none'}), by {result['who']}")
     else:
         target = result.get("to") or f"a release of {result['version']}"
         click.echo(f"{target} {would or 'is '}the champion (before: {result['from'] or 'none'}), by {result['who']}")
@@ -260,4 +273,6 @@ def _one_move(move: dict[str, Any]) -> str:
     return f"{move['when'][:19]}  {move['kind']}{state}{arrow}  {about}  {move['who']}: {move['reason']}{note}"
 
 
-COMMANDS: tuple[click.Command, ...] = (compare, review, promote, reject, rollback, history, diff, reproduce, access)
+COMMANDS: tuple[click.Command, ...] = (
+    compare, review, promote, reject, rollback, withdraw, history, diff, reproduce, access,
+)  # fmt: skip

@@ -4,10 +4,10 @@ from dataclasses import asdict
 from typing import Any
 
 from flows.tools.pipeline import is_unchanged, require_readable
-from refit.errors import TrackingError
+from refit.errors import EvidenceError, TrackingError
 from refit.params import load_params
 from refit.paths import STAGE_OUTPUTS
-from refit.registry import tracking
+from refit.registry import releases, tracking
 from refit.registry.records import Version
 from refit.registry.tracking import CANDIDATE, CHAMPION
 from tasks import environment
@@ -25,8 +25,9 @@ def gather() -> dict[str, Any]:
     }
     for alias in (CANDIDATE, CHAMPION):
         try:
-            found[alias] = _with_metrics(tracking.version_with_alias(settings, alias))
-        except TrackingError as error:
+            version = releases.champion(settings) if alias == CHAMPION else tracking.version_with_alias(settings, alias)
+            found[alias] = _with_metrics(version)
+        except (TrackingError, EvidenceError) as error:
             found[alias], found["registry_error"] = None, str(error)
     return found
 

@@ -10,15 +10,15 @@ the server stamped them, so the clocks of the machines do not matter.
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from threading import Event, Thread
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate, VariableCreate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterType,
@@ -30,7 +30,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import StateType
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
@@ -41,6 +41,7 @@ FLOWS = ("retrain", "finetune")
 SERVER_TROUBLE = (httpx.TransportError, PrefectHTTPStatusError)
 _SECONDS_BETWEEN_REPORTS = 5.0
 _LIFE_SIGN = "refit-life-sign"
+_SERVER_ID = "refit_server_id"
 
 
 class Reporter:
@@ -134,8 +135,23 @@ def reconcile(silence_seconds: int) -> list[str]:
         return [run.name for run in silent]
 
 
+def server_id() -> str:
+    """Names this Prefect server for good, whatever its address: a variable in its database, made when first asked for.
+
+    A temporary server has another port each time, and the same address is another server on another machine.
+    """
+    with get_client(sync_client=True) as client:
+        found = client.read_variable_by_name(_SERVER_ID)
+        if found is None:
+            with suppress(ObjectAlreadyExists):  # another run's, at the same time
+                client.create_variable(VariableCreate(name=_SERVER_ID, value=uuid4().hex))
+            found = client.read_variable_by_name(_SERVER_ID)
+        assert found is not None
+        return str(found.value)
+
+
 def is_over(run_id: str) -> bool:
-    """Whether a flow run has ended, or is not known to this server."""
+    """Whether a flow run of this server has ended, or was deleted there."""
     with get_client(sync_client=True) as client:
         try:
             state = client.read_flow_run(UUID(run_id)).state

@@ -22,13 +22,13 @@ class Move:
     """One decision. `state`: begun (a claim, or broken off), done, withdrawn, overtaken."""
 
     id: str
-    kind: str  # promote, rollback, reject
+    kind: str  # promote, rollback, reject, withdraw
     state: str
     who: str
     when: str  # ISO 8601, UTC
     reason: str
     from_version: str | None  # of the champion before; None: there was none
-    to_version: str | None  # of the champion after; None for a rejection
+    to_version: str | None  # of the champion after; None for a rejection and a withdrawal
     candidate: str | None  # address of the candidate version
     evidence: str  # digest of the bundle that was decided on
     verdict: str  # the gate's
@@ -73,6 +73,32 @@ def rejection_of(moves: Iterable[Move], candidate: str, evidence: str) -> Move |
     """The rejection of a candidate with this evidence, if it was rejected."""
     found = [move for move in moves if move.kind == "reject" and move.state == "done" and move.candidate == candidate]
     return next((move for move in reversed(found) if move.evidence == evidence), None)
+
+
+def trace_of_a_champion(moves: Iterable[Move], previous: str | None) -> str | None:
+    """What speaks against a registry that names no champion; None: nothing does.
+
+    Args:
+        moves: oldest first.
+        previous: the number of the version with the alias `previous`.
+    """
+    moves = list(moves)
+    if last := _last_decision(moves):
+        made = f"{last.who} made version {last.to_version} the champion at {last.when[:19]}"
+        return None if last.to_version is None else made
+    if any(move.state == "unreadable" for move in moves):
+        return "a record of a decision is unreadable"
+    return None if previous is None else f"version {previous} is marked as the one before it"
+
+
+def last_champion(moves: Iterable[Move]) -> str | None:
+    """The number of the version that the last decision made the champion; None: none."""
+    last = _last_decision(moves)
+    return None if last is None else last.to_version
+
+
+def _last_decision(moves: Iterable[Move]) -> Move | None:
+    return next((move for move in reversed(list(moves)) if move.moves_champion and move.state == "done"), None)
 
 
 def timeline(moves: Iterable[Move], champion: str | None) -> list[dict[str, Any]]:

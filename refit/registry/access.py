@@ -26,6 +26,7 @@ from ..files import publishing
 from ..params import Register, load_params
 from . import releases, tracking
 from .experiments import experiment_id
+from .registered_models import create_model
 
 _SECONDS_TO_CACHE = 300
 _WHO_AM_I = "/api/2.0/mlflow/users/current"  # only a server with accounts knows it
@@ -137,7 +138,7 @@ def _places(settings: Register, client: Any) -> list[tuple[str, str, str]]:
         (tracking.candidates(settings), settings.experiment),
         (settings.model_name, releases.experiment_name(settings)),
     ):
-        tracking.create_model(client, model)
+        create_model(client, model)
         found += [(_MODEL, model, model), (_EXPERIMENT, experiment, experiment_id(client, experiment))]
     return found
 

@@ -16,7 +16,7 @@ from ..errors import WorkspaceError
 from ..model.card import read_card
 from ..params import Params, Register
 from ..records import read_record
-from . import tracking, versions
+from . import releases, tracking, versions
 from .records import Version
 
 
@@ -30,7 +30,7 @@ def require_its_classes(params: Params) -> None:
     """
     if _is_not_made_yet(params.register):
         return
-    champion = tracking.version_with_alias(params.register, tracking.CHAMPION)
+    champion = releases.champion(params.register)
     if champion is None:
         return
     accepted = read_record(paths.VALIDATION_SUMMARY, ValidationSummary, WorkspaceError).classes

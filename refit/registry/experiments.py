@@ -1,7 +1,8 @@
 """MLflow's experiments, and where their files go."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .local_registry import database_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,5 +30,5 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
 
 
 def _beside_database(uri: str, name: str) -> str | None:
-    database = uri.removeprefix("sqlite:///")
-    return None if database == uri else (Path(database).absolute().parent / "mlruns" / name).as_uri()
+    database = database_of(uri)
+    return None if database is None else (database.parent / "mlruns" / name).as_uri()

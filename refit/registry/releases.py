@@ -24,11 +24,13 @@ from .experiments import experiment_id
 from .packaging import packed
 from .probe import Bare
 from .records import CONTENT_TAG, Version
+from .registered_models import create_model, registered_model
 from .tracking import (
+    CHAMPION,
     EVIDENCE_TAG,
+    PREVIOUS,
     as_version,
     connected,
-    create_model,
     download,
     stored_files,
     tracking_uri,
@@ -154,6 +156,32 @@ def _create_version(client: "MlflowClient", settings: Register, candidate: Versi
 # Aliases
 
 
+def champion(settings: Register) -> Version | None:
+    """The version that is served; None only where the registry and the decisions agree that there is none.
+
+    Raises:
+        EvidenceError: the registry names none, but there was one, and no reviewer withdrew it.
+    """
+    with connected(settings) as client:
+        model = registered_model(client, settings.model_name)
+        if model is None:  # made before the experiment of its files, so never without it
+            was = client.get_experiment_by_name(experiment_name(settings))
+            trace = None if was is None else "its releases are there, so the model itself was deleted or renamed"
+        elif CHAMPION in model.aliases:
+            return as_version(client.get_model_version(model.name, str(model.aliases[CHAMPION])))
+        else:
+            previous = model.aliases.get(PREVIOUS)
+            trace = history.trace_of_a_champion(history.from_tags(model.tags), previous and str(previous))
+    if trace is not None:
+        raise EvidenceError(
+            f"the registry names no champion of {settings.model_name}, but there was one: {trace}. See "
+            "`refit history`; "
+            "a reviewer then makes a release the champion (`refit rollback --to N`), or says that there is to be none "
+            "(`refit withdraw`)"
+        )
+    return None
+
+
 def set_alias(settings: Register, alias: str, number: str) -> None:
     """Point an alias of the reviewers' model at a version."""
     with connected(settings) as client:
@@ -179,15 +207,9 @@ def released_version(settings: Register, number: str) -> Version:
 
 def moves(settings: Register) -> list[Move]:
     """All decisions, oldest first; none where the reviewers' model does not exist yet."""
-    from mlflow.exceptions import MlflowException
-
     with connected(settings) as client:
-        try:
-            return history.from_tags(client.get_registered_model(settings.model_name).tags)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return []
-            raise
+        model = registered_model(client, settings.model_name)
+        return [] if model is None else history.from_tags(model.tags)
 
 
 def write_move(settings: Register, move: Move) -> None:

@@ -18,10 +18,13 @@ from urllib.parse import unquote, urlsplit
 from ..errors import TrackingError, TrackingUnavailableError
 from ..gate import evidence
 from ..params import Register, without_credentials
+from . import local_registry
+from .claims import claimed
 from .dataset import as_dataset
 from .experiments import experiment_id
 from .packaging import packed
 from .records import CONTENT_TAG, Record, Version
+from .registered_models import create_model, registered_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 EVIDENCE_TAG = "refit.evidence"
 COMPARISON_TAG = "refit.comparison"
-FLOW_RUN_TAG = "prefect.flow_run_id"
+FLOW_RUN_TAG, SERVER_TAG = "prefect.flow_run_id", "prefect.server_id"
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
 _COMMIT_TAGS = ("refit.git_commit", "refit.git_dirty", "refit.dvc_lock_sha256")
@@ -82,22 +85,40 @@ def register(record: Record, settings: Register, prove: Callable[[str, Path], by
     """
     name = candidates(settings)
     with connected(settings) as client:
-        found = _find_version(client, name, record.content_digest)
+        create_model(client, name)
+        with claimed(client, name, record.content_digest) as renew:
+            return _register(client, record, settings, prove, renew)
+
+
+def _register(
+    client: "MlflowClient",
+    record: Record,
+    settings: Register,
+    prove: Callable[[str, Path], bytes],
+    renew: Callable[[], None],
+) -> tuple[Version, bool]:
+    name = candidates(settings)
+    found = _find_version(client, name, record.content_digest)
+    if is_new := found is None:
+        run_id, model_uri = _log_run(client, record, settings)
+        digest = _log_evidence(client, run_id, _proven(model_uri, prove))
+        renew()
+        found = _find_version(client, name, record.content_digest)  # of somebody who took this process for dead
         is_new = found is None
-        if found is None:
-            run_id, model_uri = _log_run(client, record, settings)
-            digest = _log_evidence(client, run_id, _proven(model_uri, prove))
-            found = _create_version(client, record, name, run_id, model_uri, digest)
-        elif found.tags.get(COMPARISON_TAG) != record.comparison_digest or _is_cleaner(record, found):
-            _renew_evidence(client, record, found, prove)
-        aliased = _alias(client, name, CANDIDATE)
-        if aliased is None or aliased.version != found.version:
-            client.set_registered_model_alias(name, CANDIDATE, found.version)
-        return as_version(client.get_model_version(name, found.version)), is_new
+        found = found or _create_version(client, record, name, run_id, model_uri, digest)
+    elif found.tags.get(COMPARISON_TAG) != record.comparison_digest or _is_cleaner(record, found):
+        _renew_evidence(client, record, found, prove)
+    aliased = _alias(client, name, CANDIDATE)
+    if aliased is None or aliased.version != found.version:
+        client.set_registered_model_alias(name, CANDIDATE, found.version)
+    return as_version(client.get_model_version(name, found.version)), is_new
 
 
 def version_with_alias(settings: Register, alias: str) -> Version | None:
-    """The version that an alias points at; None only if the registry answers that there is none."""
+    """The version that an alias points at; None only if the registry answers that there is none.
+
+    Whoever acts on there being no champion asks `releases.champion`, which asks the decisions too.
+    """
     with connected(settings) as client:
         found = _alias(client, model_of_alias(settings, alias), alias)
         return None if found is None else as_version(found)
@@ -140,14 +161,19 @@ def version_with_tag(settings: Register, tag: str, value: str) -> Version | None
         return as_version(min(ready, key=lambda version: int(version.version))) if ready else None
 
 
-def end_runs(settings: Register, is_over: Callable[[str], bool]) -> list[str]:
-    """Mark as KILLED the runs that still say RUNNING although the flow run that made them is over; give their names."""
+def end_runs(settings: Register, server_id: str, is_over: Callable[[str], bool]) -> list[str]:
+    """Mark as KILLED what still says RUNNING although its flow run is over on the Prefect server; give their names.
+
+    Runs that name no server, or another one, are somebody else's.
+    """
     with connected(settings) as client:
         experiment = client.get_experiment_by_name(settings.experiment)
         if experiment is None:
             return []
-        running = client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
-        dead = [run for run in running if FLOW_RUN_TAG in run.data.tags and is_over(run.data.tags[FLOW_RUN_TAG])]
+        ours = f"attributes.status = 'RUNNING' and tags.`{SERVER_TAG}` = '{server_id}'"
+        dead = [
+            run for run in client.search_runs([experiment.experiment_id], ours) if is_over(run.data.tags[FLOW_RUN_TAG])
+        ]
         for run in dead:
             client.set_terminated(run.info.run_id, "KILLED")
         return [run.info.run_name for run in dead]
@@ -186,6 +212,7 @@ def connected(settings: Register) -> Iterator["MlflowClient"]:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
+        local_registry.ready(uri)
         mlflow.set_tracking_uri(uri)
         yield mlflow.MlflowClient()
     except (MlflowException, OSError, SQLAlchemyError) as error:  # OSError: requests' errors, and a disk's
@@ -237,18 +264,10 @@ def _is_cleaner(record: Record, found: "ModelVersion") -> bool:
 
 
 def _alias(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | None":
-    """Asked for directly: search results do not carry aliases."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        # The registry says RESOURCE_DOES_NOT_EXIST for a missing model, INVALID_PARAMETER_VALUE for a missing
-        # alias of an existing one; anything else (no connection, no rights) must not pass for "there is none".
-        missing_alias = error.error_code == "INVALID_PARAMETER_VALUE" and "alias" in str(error).lower()
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or missing_alias:
-            return None
-        raise
+    """By way of the model: asked for an alias that is missing, the registry answers as to any mistake in a call."""
+    model = registered_model(client, name)
+    number = None if model is None else model.aliases.get(alias)
+    return None if number is None else client.get_model_version(name, str(number))
 
 
 def _log_run(client: "MlflowClient", record: Record, settings: Register) -> tuple[str, str]:
@@ -335,7 +354,6 @@ def _log_model(record: Record) -> str:
 def _create_version(
     client: "MlflowClient", record: Record, name: str, run_id: str, model_uri: str, digest: str
 ) -> "ModelVersion":
-    create_model(client, name)
     return client.create_model_version(
         name,
         source=model_uri,
@@ -350,21 +368,6 @@ def _create_version(
         },
         description=record.description,
     )
-
-
-def create_model(client: "MlflowClient", name: str) -> None:
-    """A registered model, unless there is one."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_ALREADY_EXISTS":
-            return
-        # A server with accounts answers an account that may write the model, but did not make it, with a refusal.
-        if error.error_code != "PERMISSION_DENIED":
-            raise
-        client.get_registered_model(name)
 
 
 def as_version(found: "ModelVersion") -> Version:

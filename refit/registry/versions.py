@@ -16,7 +16,7 @@ from ..gate.comparison import ClassRow
 from ..gate.evidence import Bundle
 from ..params import Register, load_params
 from ..records import as_plain
-from . import tracking
+from . import releases, tracking
 from .probe import Bare, Packed
 from .records import Version
 from .tracking import CANDIDATE, CHAMPION, EVIDENCE_TAG, PREVIOUS
@@ -38,7 +38,7 @@ def find(asked: str, settings: Register) -> Version:
     if named := _ALIAS.match(asked):
         alias = named["alias"]
         model = tracking.model_of_alias(settings, alias)
-        found = tracking.version_with_alias(settings, alias)
+        found = releases.champion(settings) if alias == CHAMPION else tracking.version_with_alias(settings, alias)
         if found is None or named["name"] not in (None, model):
             raise TrackingError(f"{named['name'] or model} has no {alias} yet")
         return found
