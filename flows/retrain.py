@@ -97,7 +97,7 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         pipeline.bring_examples(params.data.source)
         run_stage("validate")
         show_validation()
-        cleaning.result()  # two at once would make the tables of a new MLflow database
+
         keep_classes(params)
         run_stage("fetch")
         if params.flow.training_deployment is not None:
