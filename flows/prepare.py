@@ -5,7 +5,7 @@
     prepare("ray:ray://head:10001")          a Ray cluster, the same way
 
 It fills the store of `refit/data/inspection.py`; the stage `ingest`, which runs afterwards as always, then finds that
-every content is known. So the result cannot differ from the one of a single machine.
+every picture is known. So the result cannot differ from the one of a single machine.
 """
 
 from collections.abc import Sequence

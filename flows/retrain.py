@@ -97,7 +97,6 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         pipeline.bring_examples(params.data.source)
         run_stage("validate")
         show_validation()
-
         keep_classes(params)
         run_stage("fetch")
         if params.flow.training_deployment is not None:
@@ -107,6 +106,7 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         show_evaluation()
         if deliver != "workspace":
             keep(f"Retrain {params.register.model_name}: {_headline()}", deliver)
+        cleaning.result()
         with one_at_a_time():
             compare()
             return register()

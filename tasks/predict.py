@@ -7,7 +7,6 @@ from pathlib import Path
 
 from refit import modality, paths
 from refit.errors import DataError
-from refit.model.card import read_card
 from refit.params import load_params
 from refit.registry import versions
 from refit.registry.probe import Bare
@@ -33,9 +32,11 @@ def predict_files(files: Sequence[Path], uri: str | None) -> list[Prediction]:
         DataError: a file is missing or cannot be read as an example.
         CheckpointError, TrackingError: the model cannot be loaded.
     """
+    contents = [
+        _read(file, load_params().data.modality) for file in files
+    ]  # mistakes are named before a model is loaded
     with tempfile.TemporaryDirectory(prefix="refit-model-") as folder:
         model = Bare(paths.MODEL_WEIGHTS, paths.MODEL_CARD) if uri is None else _fetch(uri, Path(folder))
-        contents = [_read(file, read_card(model.card).modality) for file in files]
         from refit.model.classifier import Classifier
 
         classifier = Classifier.load(model.weights, model.card)
@@ -57,7 +58,7 @@ def _fetch(uri: str, folder: Path) -> Bare:
 
 
 def _read(file: Path, modality_name: str) -> bytes:
-    """The bytes of a file that the modality can read: a mistake is named before a model is loaded."""
+    """The bytes of a file that the modality can read."""
     try:
         error = modality.files(modality_name).inspect(file).error
         if error is not None:

@@ -85,8 +85,8 @@ def judge(manifest: pd.DataFrame, params: Params) -> Verdict:
     accepted = manifest[reasons.isna()].drop(columns="error").reset_index(drop=True)
     rejected = manifest[reasons.notna()].drop(columns="error").assign(reason=reasons.dropna()).reset_index(drop=True)
     failures = (
-        *without_images(manifest.assign(reason=reasons), rules),
         *_too_many_rejected(len(manifest), rejected, rules),
+        *without_images(manifest.assign(reason=reasons), rules),
         *_two_labels(usable),
         *_shared_across_splits(usable),
         *_too_few(accepted, rules),

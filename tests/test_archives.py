@@ -107,6 +107,23 @@ def test_a_sparse_file_counts_as_what_it_claims_to_be(tmp_path: Path) -> None:
         unpack(archive, tmp_path / "unpacked")
 
 
+@pytest.mark.parametrize("hidden_in", ["names", "a sparse file"])
+def test_bytes_that_no_member_counts_are_counted(tmp_path: Path, hidden_in: str) -> None:
+    archive = tmp_path / "bomb.tar.gz"
+    with tarfile.open(archive, "w:gz", format=tarfile.PAX_FORMAT) as packed:
+        for number in range(20):
+            member = tarfile.TarInfo(f"cat/{number}.png")
+            if hidden_in == "names":
+                member.pax_headers = {"comment": "x" * (2**20 - 2000)}
+                packed.addfile(member)
+            else:
+                member.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.size": "0", "GNU.sparse.map": "0,0"}
+                member.size = len(ZEROS)
+                packed.addfile(member, io.BytesIO(ZEROS))
+    with pytest.raises(DataError, match="would unpack to"):
+        unpack(archive, tmp_path / "unpacked")
+
+
 @pytest.mark.parametrize("start", [20_000, 5 * (5120 + 512)], ids=["in a file", "in a header"])
 def test_a_damaged_archive_leaves_nothing_unpacked(tmp_path: Path, start: int) -> None:
     archive = tar_of(tmp_path / "cut.tar", {f"cat/{number}.png": bytes(5000) for number in range(9)})

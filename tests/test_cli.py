@@ -62,7 +62,7 @@ def test_an_outcome_of_reproduce_is_never_taken_for_a_failure(
 ) -> None:
     from flows import reproduce
 
-    found = {"outcome": outcome, "version": "v", "different_digests": {}, "measures": {}}
+    found = reproduce.Reproduction("v", "c", outcome, {}, {}, {})  # type: ignore[arg-type]
     monkeypatch.setattr(reproduce, "reproduce", lambda *_arguments: found)
     code = call("reproduce", "1").exit_code
     assert (code == 0) == (outcome == "identical")
@@ -117,7 +117,8 @@ def test_predict_without_a_model_says_how_to_get_one(here: Path) -> None:
     draw(1).save(here / "a.png")
     result = call("predict", "a.png")
     assert result.exit_code == 4
-    assert "models/model.safetensors is missing; `dvc pull`" in result.stderr
+    assert "models/model.safetensors is missing" in result.stderr
+    assert "`dvc pull` brings it back" in result.stderr
 
 
 def test_register_without_outputs_says_how_to_get_them(here: Path) -> None:

@@ -2,10 +2,11 @@
 
 import io
 import json
+import re
 import shutil
 import tracemalloc
+from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,22 +18,29 @@ from refit.errors import EvidenceError, WorkspaceError
 from refit.files import sha256_of_file
 from refit.gate import evidence
 from refit.gate.checks import Labels
+from refit.gate.comparison import Comparison
 from refit.gate.decide import decide
+from refit.gate.evidence import Bundle
+from refit.gate.golden import NUM_GOLDEN
+from refit.model.card import read_card
 from refit.params import load_params, public
+from refit.records import read_record
 from refit.registry import probe, tracking
 from refit.registry.provenance import Provenance
+from refit.registry.records import Version
 from refit.reports.comparison import comparison_markdown
 from refit.scoring import metrics
+from refit.scoring.evaluation import Evaluation
 from tasks import compare as comparing
 from tasks import register
 from tasks.compare import compare
 from tasks.register import find_registered, register_candidate
 
-from .conftest import ROOT, change_params
+from .conftest import ANSWERED, ROOT, change_params
 from .test_tracking import client
 
 
-def stored_evidence(version: Any) -> dict[str, Any]:
+def stored_evidence(version: Version) -> Bundle:
     digest = version.tags[tracking.EVIDENCE_TAG]
     data = tracking.read_file(load_params().register, f"runs:/{version.run_id}/evidence/{digest}.json")
     return evidence.opened(data, digest, version.uri)
@@ -40,28 +48,24 @@ def stored_evidence(version: Any) -> dict[str, Any]:
 
 def test_the_bundle_names_everything_a_decision_rests_on(trained: Path) -> None:
     version = register_candidate().version
-    content = stored_evidence(version)
-    card = json.loads(paths.MODEL_CARD.read_text())
-    assert content["content_digest"] == version.tags["refit.content_digest"]
-    assert content["lineage"]["weights_sha256"] == card["weights_sha256"] == sha256_of_file(paths.MODEL_WEIGHTS)
-    assert set(content["lineage"]) == {
-        "data_digest", "split_digest", "base_sha256", "params_digest", "weights_sha256", "card_sha256",
-        "evaluation_sha256",
-    }  # fmt: skip
-    assert content["dvc_lock_sha256"] == sha256_of_file(paths.LOCK)
-    assert content["environment"] == card["environment"]
-    assert content["params"] == public(load_params())
-    assert content["comparison"]["champion"] is None
-    assert content["comparison"]["verdict"] == version.tags["refit.verdict"]
-    assert content["model_files"]["artifacts/model.safetensors"] == card["weights_sha256"]
-    assert content["files"]["golden.json"] == sha256_of_file(paths.GOLDEN)
-    check = content["serving_check"]
-    assert check["labels_equal"] is True
-    assert check["largest_probability_error"] < 1e-4
-    assert check["milliseconds_per_image"] > 0
-    assert check["peak_megabytes"] > 50
-    assert "/artifacts/code/refit/" in check["versions"]["code"] or "/code/refit/" in check["versions"]["code"]
-    assert str(trained) not in json.dumps(content["params"])
+    bundle = stored_evidence(version)
+    card = read_card(paths.MODEL_CARD)
+    assert bundle.content_digest == version.tags["refit.content_digest"]
+    assert bundle.lineage.weights_sha256 == card.weights_sha256 == sha256_of_file(paths.MODEL_WEIGHTS)
+    assert bundle.dvc_lock_sha256 == sha256_of_file(paths.LOCK)
+    assert bundle.environment == card.environment
+    assert bundle.environment.pillow == version_of("pillow")
+    assert bundle.params == public(load_params())
+    assert bundle.comparison.champion is None
+    assert bundle.comparison.verdict == version.tags["refit.verdict"]
+    assert bundle.model_files["artifacts/model.safetensors"] == card.weights_sha256
+    assert bundle.files["golden.json"] == sha256_of_file(paths.GOLDEN)
+    check = bundle.serving_check
+    assert check.largest_probability_error < 1e-4
+    assert check.milliseconds_per_image > 0
+    assert check.peak_megabytes > 50
+    assert re.search(r"/code/refit_[0-9a-f]{12}/model/classifier\.py$", check.versions["code"])
+    assert str(trained) not in json.dumps(bundle.params)
 
 
 def test_without_a_comparison_nothing_is_registered(trained: Path) -> None:
@@ -80,16 +84,22 @@ def test_a_comparison_of_other_weights_is_no_evidence(trained: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_probe")
-def test_a_model_that_comes_back_changed_is_not_registered(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = tracking.stored_files
+@pytest.mark.parametrize("changed", ["artifacts/model.safetensors", "code/refit_*/model/classifier.py"])
+def test_a_model_that_comes_back_changed_is_not_registered(
+    trained: Path, changed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = tracking.download
 
-    def damaged(uri: str) -> dict[str, str]:
-        return original(uri) | {"artifacts/model.safetensors": "0" * 64}
+    def damaged(uri: str, folder: Path) -> Path:
+        found = original(uri, folder)
+        for file in found.glob(changed):
+            file.write_bytes(file.read_bytes() + b"#")
+        return found
 
-    monkeypatch.setattr(tracking, "stored_files", damaged)
-    with pytest.raises(EvidenceError, match=r"does not hold the bytes .*: artifacts/model\.safetensors"):
+    monkeypatch.setattr(tracking, "download", damaged)
+    with pytest.raises(EvidenceError, match=r"does not hold the bytes .*: artifacts/model\.safetensors|code that was"):
         register_candidate()
-    assert client().search_registered_models() == []
+    assert client().search_model_versions() == []
 
 
 def test_a_model_that_answers_otherwise_is_not_registered(trained: Path) -> None:
@@ -98,33 +108,58 @@ def test_a_model_that_answers_otherwise_is_not_registered(trained: Path) -> None
     paths.GOLDEN.write_text(json.dumps(golden))
     with pytest.raises(EvidenceError, match="does not say what the trained model said: 1 of "):
         register_candidate()
-    assert client().search_registered_models() == []
+    assert client().search_model_versions() == []
 
 
-def test_a_model_that_does_not_load_is_an_error(trained: Path) -> None:
+def test_a_model_that_does_not_load_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EvidenceError, match="models:/nobody/1 cannot be used: "):
-        probe.ask("models:/nobody/1", [], tracking.environment(load_params().register), 1)
+        probe.ask(probe.Packed(tmp_path), [], 1, "models:/nobody/1")
 
 
-@pytest.mark.parametrize("damage", ["bytes", "digest", "format", "key", "verdict", "check", "json"])
-def test_a_bundle_that_is_not_whole_is_refused(damage: str) -> None:
-    content: dict[str, Any] = {key: {"x": 1} for key in evidence._KEYS} | {
-        "format": 1, "comparison": {"verdict": "pass"}, "serving_check": {"labels_equal": True},
-    }  # fmt: skip
-    assert evidence.opened(evidence.canonical(content), evidence.digest_of(evidence.canonical(content)), "x")
+def test_a_process_that_loads_a_model_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    passed_on = probe.without_secrets("/tmp/home")
+    assert "secret" not in passed_on.values()
+    assert passed_on["HOME"] == "/tmp/home"
+    assert passed_on["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("damage", ["bytes", "digest", "format", "key", "verdict", "check", "files", "json"])
+def test_a_bundle_that_is_not_whole_is_refused(damage: str, finished: Path) -> None:
+    bundle = whole_bundle(finished)
+    data = evidence.canonical(bundle)
+    assert evidence.opened(data, evidence.digest_of(data), "x") == bundle
+    content = json.loads(data)
     match damage:
         case "format":
             content["format"] = 2
         case "key":
             del content["lineage"]
         case "verdict":
-            content["comparison"] = {"verdict": None}
+            content["comparison"]["verdict"] = None
         case "check":
-            content["serving_check"] = {"labels_equal": False}
-    data = b"{" if damage == "json" else evidence.canonical(content)
+            content["serving_check"]["labels_equal"] = False
+        case "files":
+            content["files"] = {}
+    data = b"{" if damage == "json" else json.dumps(content).encode()
     digest = "0" * 64 if damage == "digest" else evidence.digest_of(data)
     with pytest.raises(EvidenceError):
         evidence.opened(data + b" " if damage == "bytes" else data, digest, "x")
+
+
+def whole_bundle(finished: Path) -> Bundle:
+    card = read_card(finished / paths.MODEL_CARD)
+    evaluation = read_record(finished / paths.EVALUATION, Evaluation, EvidenceError)
+    return Bundle(
+        format=1, model_name="pets", content_digest="0", lineage=evidence.Digests(*"1234567"),
+        git=evidence.GitState("none", "unknown", "0"), dvc_lock_sha256="0", environment=card.environment,
+        packages_sha256="0", seed=17, params={"finetune": {"epochs": 1}}, metrics=evaluation.overall,
+        comparison=read_record(finished / paths.COMPARISON, Comparison, EvidenceError), serving_check=ANSWERED,
+        model_files={"a": "0"}, files={"b": "0"},
+    )  # fmt: skip
 
 
 def test_predictions_of_other_images_are_no_evidence(trained: Path) -> None:
@@ -150,13 +185,15 @@ def test_a_class_of_the_source_that_vanished_is_rejected_unless_it_was_given_up(
     manifest = pd.read_parquet(paths.MANIFEST)
     unreadable = manifest.head(3).assign(label="bird", error="not an image")
     pd.concat([manifest, unreadable], ignore_index=True).to_parquet(paths.MANIFEST)
-    assert compare()["verdict"] == "reject"
-    [check] = [check for check in json.loads(paths.COMPARISON.read_text())["checks"] if check["name"] == "class bird"]
-    assert "the candidate does not know it, the data source has it" in check["reason"]
+    comparison = compare()
+    assert comparison.verdict == "reject"
+    assert comparison == read_record(paths.COMPARISON, Comparison, EvidenceError)
+    [check] = [check for check in comparison.checks if check.name == "class bird"]
+    assert "the candidate does not know it, the data source has it" in check.reason
     change_params(trained / "params.yaml", {"validate.retired_labels": ["bird"]})
-    assert not [check for check in compare()["checks"] if check["name"] == "class bird"]
+    assert not [check for check in compare().checks if check.name == "class bird"]
     change_params(trained / "params.yaml", {"validate.retired_labels": [], "validate.labels": ["cat", "dog"]})
-    assert not [check for check in compare()["checks"] if check["name"] == "class bird"], "it was never wanted"
+    assert not [check for check in compare().checks if check.name == "class bird"], "it was never wanted"
 
 
 def answer(classes: str, probabilities: np.ndarray) -> probe.Answer:
@@ -233,7 +270,7 @@ def test_new_settings_of_the_gate_renew_the_evidence_of_the_same_version(trained
     assert not second.is_new
     assert second.version.version == first.version
     assert second.version.tags[tracking.EVIDENCE_TAG] != first.tags[tracking.EVIDENCE_TAG]
-    assert stored_evidence(second.version)["params"]["gate"]["min_accuracy"] == 0.99
+    assert stored_evidence(second.version).comparison.gate["min_accuracy"] == 0.99
     assert register_candidate().version == second.version, "and nothing is renewed without need"
 
 
@@ -265,40 +302,6 @@ def test_a_new_champion_asks_for_a_new_comparison(trained: Path) -> None:
     assert find_registered() is None
 
 
-def test_a_process_that_got_ready_answers_like_any_other(trained: Path) -> None:
-    images = [Path(name) for name in pd.read_parquet(paths.PREDICTIONS)["path"].iloc[:3]]
-    probe.get_ready({})
-    assert probe._waiting is not None
-    _, child = probe._waiting
-    answer = probe.ask(None, images, {}, 1)
-    assert child.returncode == 0, "it was this one that answered"
-    expected = probe.ask(None, images, {}, 1)
-    assert np.array_equal(answer.probabilities, expected.probabilities)
-
-
-def test_a_process_with_another_environment_is_not_asked() -> None:
-    probe.get_ready({"A": "1"})
-    assert probe._waiting is not None
-    _, child = probe._waiting
-    other = probe._take({"A": "2"})
-    other.kill()
-    other.communicate()
-    assert other is not child
-    assert child.poll() is not None, "nobody will ask it"
-
-
-def test_a_process_that_died_waiting_is_replaced() -> None:
-    probe.get_ready({})
-    assert probe._waiting is not None
-    _, child = probe._waiting
-    child.kill()
-    child.wait()
-    other = probe._take({})
-    assert other.poll() is None
-    other.kill()
-    other.communicate()
-
-
 def table(*rows: tuple[str, str, str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["path", "sha256", "label", "split"])
 
@@ -307,33 +310,33 @@ def test_what_changed_in_the_data_is_told_by_content() -> None:
     before = table(("a", "1", "cat", "train"), ("b", "2", "cat", "test"), ("c", "3", "dog", "train"))
     after = table(("x", "1", "dog", "test"), ("b", "2", "cat", "test"), ("d", "4", "dog", "val"))
     found = changes.data_changes(before, after)
-    assert {name: change["count"] for name, change in found.items()} == {
+    assert {name: change.count for name, change in found.items()} == {
         "added": 1, "removed": 1, "relabelled": 1, "moved_to_another_split": 1, "tested_but_trained_on_before": 1,
     }  # fmt: skip
-    assert found["relabelled"]["examples"] == ["x: cat -> dog"]
-    assert found["added"] == {"count": 1, "by_label": {"dog": 1}, "examples": ["d"]}
+    assert found["relabelled"].examples == ("x: cat -> dog",)
+    assert found["added"] == changes.Change(count=1, by_label={"dog": 1}, examples=("d",))
 
 
 def test_what_changed_in_the_settings() -> None:
     assert changes.params_changes({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}}) == {
-        "a.c": [2, 4],
-        "d": [3, None],
+        "a.c": (2, 4),
+        "d": (3, None),
     }
 
 
 def test_images_are_kept_for_the_next_comparison(trained: Path) -> None:
     kept = pd.read_csv(io.StringIO(paths.IMAGES.read_text()), dtype=str)
     accepted = pd.read_parquet(paths.ACCEPTED)
-    assert changes.data_changes(kept, accepted)["added"]["count"] == 0
+    assert changes.data_changes(kept, accepted)["added"].count == 0
     assert list(kept.columns) == ["path", "sha256", "label", "split"]
     golden = json.loads(paths.GOLDEN.read_text())
-    assert 0 < len(golden["images"]) <= probe.NUM_GOLDEN
+    assert 0 < len(golden["images"]) <= NUM_GOLDEN
     assert np.array([image["probabilities"] for image in golden["images"]]).sum(axis=1) == pytest.approx(1)
 
 
 def test_the_summary_says_the_verdict_first(trained: Path) -> None:
-    comparison = json.loads(paths.COMPARISON.read_text())
+    comparison = read_record(paths.COMPARISON, Comparison, EvidenceError)
     text = comparison_markdown(comparison, "pets")
     assert text.startswith("## The candidate ")
     assert "refit promote VERSION" in text
-    assert comparison["reasons"][0] in text
+    assert comparison.reasons[0] in text

@@ -318,7 +318,7 @@ def test_what_changed_in_the_data(project: Path) -> None:
 
 
 def test_a_cluster_gives_the_same_manifest(env: dict[str, str], project: Path) -> None:
-    """Inspected by Dask workers, then ingested: not one decode is left, and the manifest has the same bytes."""
+    """Inspected by Dask workers, then ingested: no picture is left to decode, and the manifest has the same bytes."""
     write_image_folder(project / "data" / "images", per_class=80)
     (project / "data" / "images" / "cat" / "bad.png").write_text("no image")
     change_params(project / "params.yaml", {"data.source": "data/images"})
@@ -331,8 +331,8 @@ def test_a_cluster_gives_the_same_manifest(env: dict[str, str], project: Path) -
     said = run(sys.executable, "cluster.py", cwd=project, env=env)
     assert "161 images inspected in 3 tasks" in said
     said = run(sys.executable, "-m", "tasks.ingest", cwd=project, env=env)
-    assert "161 of 161 known by their content" in said
-    assert "decode: 0 done" in said
+    assert "160 of 161 known by their content" in said
+    assert "decode: 1 done" in said, "a failure may have been an accident"
     assert (project / "data" / "manifest.parquet").read_bytes() == alone
 
 
