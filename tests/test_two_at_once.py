@@ -32,7 +32,7 @@ HOLD = """
 import sys
 from refit.locks import one_at_a_time
 with one_at_a_time(), one_at_a_time():
-    print("held", flush=True)
+    print("held", file=sys.stderr, flush=True)
     sys.stdin.read()
 """
 
@@ -50,11 +50,11 @@ def child(code: str, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
 
 def test_the_second_waits_and_says_so_until_the_first_is_gone(tmp_path: Path) -> None:
     with child(HOLD, tmp_path) as first:
-        assert first.stdout.readline() == "held\n"
+        assert first.stderr.readline() == "held\n"
         with child(HOLD, tmp_path) as second:
             assert "waiting for another `refit` that compares or registers here" in second.stderr.readline()
             first.kill()
-            assert second.stdout.readline() == "held\n"
+            assert second.stderr.readline() == "held\n"
 
 
 # Two processes

@@ -1,15 +1,16 @@
 """The one seam where a kind of example plugs in: pictures now, text next.
 
 A modality is a folder here, whose name `data.modality` of params.yaml says; the section of that name in params.yaml has
-its settings. It is six files, each of which keeps a Protocol of `contract.py`:
+its settings. It is eight files, each of which keeps a Protocol of `contract.py`:
 
-    settings   what params.yaml may say of it, and the names of its networks     no torch
-    files      from a file to what the manifest says of it                       no torch
-    rules      which files are good enough                                       no torch
-    examples   from a file or a request to an array                              no torch; goes with a registered model
-    networks   from arrays to logits                                             goes with a registered model
-    weights    published weights; the preprocessing of a base checkpoint
-    augment    random changes while a network learns
+    settings        what params.yaml may say of it, and the names of its networks   no torch
+    files           from a file to what the manifest says of it                     no torch; a registered model carries it
+    rules           which files are good enough                                     no torch
+    preprocessing   what weights bring along: how an example becomes an array       no torch; a registered model carries it
+    examples        from a file or a request to an array                            no torch; a registered model carries it
+    networks        from arrays to logits                                           a registered model carries it
+    weights         published weights; the preprocessing of a base checkpoint
+    augment         random changes while a network learns
 
 Nothing outside of such a folder knows which kind there is, and nothing compares its name.
 """
@@ -20,9 +21,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from .contract import Augmentation, Examples, Files, Networks, Rules, Settings, Weights
+    from .contract import Augmentation, Examples, Files, Networks, Preprocessing, Rules, Settings, Weights
 
-__all__ = ["augmentation", "contract", "examples", "files", "names", "networks", "rules", "settings", "weights"]
+__all__ = [
+    "augmentation",
+    "contract",
+    "examples",
+    "files",
+    "names",
+    "networks",
+    "preprocessing",
+    "rules",
+    "settings",
+    "weights",
+]
 
 
 def names() -> tuple[str, ...]:
@@ -43,6 +55,11 @@ def files(name: str) -> "Files":
 def rules(name: str) -> "Rules":
     """Which of them are good enough."""
     return cast("Rules", _part(name, "rules"))
+
+
+def preprocessing(name: str) -> "Preprocessing":
+    """What weights bring along."""
+    return cast("Preprocessing", _part(name, "preprocessing"))
 
 
 def examples(name: str) -> "Examples":

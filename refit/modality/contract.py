@@ -88,13 +88,17 @@ class Rules(Protocol):
     def row_columns(self, settings: Opaque) -> "dict[str, pa.Column]": ...
 
 
+class Preprocessing(Protocol):
+    """`preprocessing.py`. It reads what a card says, and raises CheckpointError where that is not whole."""
+
+    def read_preprocessing(self, plain: Mapping[str, object], where: str) -> Opaque: ...
+
+
 class Examples(Protocol):
     """`examples.py`. `prepare` and `parse` raise ValueError, in words for the user, for what they cannot read."""
 
     @property
     def INPUT(self) -> str: ...  # noqa: N802
-
-    def read_preprocessing(self, plain: Mapping[str, object], where: str) -> Opaque: ...
 
     def prepare(self, example: Opaque, preprocessing: Opaque) -> "np.ndarray": ...
 

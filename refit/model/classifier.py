@@ -49,7 +49,7 @@ class Classifier:
         networks = modality.networks(card.modality)
         network = networks.build_network(card.architecture, len(card.classes), card.head_dropout)
         network.load_state_dict(load_file(weights), strict=True)
-        preprocessing = modality.examples(card.modality).read_preprocessing(card.preprocessing, str(card_file))
+        preprocessing = modality.preprocessing(card.modality).read_preprocessing(card.preprocessing, str(card_file))
         return cls(network.to(device).eval(), card, preprocessing)
 
     @property

@@ -57,5 +57,5 @@ def disagreements(test: pd.DataFrame, new: Scored, old: Scored, classes: Sequenc
 
 def _pictures(paths: Sequence[str], card: Card) -> list[str]:
     examples = modality.examples(card.modality)
-    preprocessing = examples.read_preprocessing(card.preprocessing, "the candidate's card")
+    preprocessing = modality.preprocessing(card.modality).read_preprocessing(card.preprocessing, "the candidate's card")
     return [examples.picture(examples.prepare(Path(name).read_bytes(), preprocessing)) for name in paths]

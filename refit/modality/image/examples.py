@@ -8,9 +8,7 @@ import numpy as np
 from PIL import Image
 
 from . import files
-from .preprocessing import Preprocessing, read_preprocessing
-
-__all__ = ["INPUT", "Example", "parse", "picture", "prepare", "read_preprocessing"]
+from .preprocessing import Preprocessing
 
 INPUT = "image"
 """The name of a request's column: {"image": [...]}."""

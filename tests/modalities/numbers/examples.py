@@ -9,11 +9,6 @@ from .files import read
 INPUT = "numbers"
 
 
-def read_preprocessing(plain: Mapping[str, object], where: str) -> dict[str, float]:
-    """A scale."""
-    return {"scale": float(str(plain["scale"]))}
-
-
 def prepare(example: bytes, preprocessing: Mapping[str, float]) -> np.ndarray:
     """(4,) float32."""
     return np.array(read(example), dtype=np.float32) * np.float32(preprocessing["scale"])
