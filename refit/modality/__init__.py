@@ -3,15 +3,16 @@
 A modality is a folder here, whose name `data.modality` of params.yaml says; the section of that name in params.yaml has
 its settings. It is eight files, each of which keeps a Protocol of `contract.py`:
 
-    settings        what params.yaml may say of it, and the names of its networks   no torch
-    files           from a file to what the manifest says of it                     no torch; a registered model carries it
-    rules           which files are good enough                                     no torch
-    preprocessing   what weights bring along: how an example becomes an array       no torch; a registered model carries it
-    examples        from a file or a request to an array                            no torch; a registered model carries it
-    networks        from arrays to logits                                           a registered model carries it
+    settings        what params.yaml may say of it, and the names of its networks
+    files        *  from a file to what the manifest says of it
+    rules           which files are good enough
+    preprocessing*  what weights bring along: how an example becomes an array
+    examples     *  from a file or a request to an array
+    networks     *  from arrays to logits
     weights         published weights; the preprocessing of a base checkpoint
     augment         random changes while a network learns
 
+A registered model carries those with a star; all but the last three are imported without torch.
 Nothing outside of such a folder knows which kind there is, and nothing compares its name.
 """
 

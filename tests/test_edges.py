@@ -1,0 +1,153 @@
+"""A stage runs again when something that can change its result has changed, and only then: edits x stages."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from refit.params import read_yaml
+
+from .conftest import change_params, write_image_folder
+from .services import clone, dvc, environment, origin
+
+__all__ = ["origin"]  # a fixture
+
+
+@pytest.fixture(scope="module")
+def project(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A clone in which all stages have run on tiny pictures."""
+    home = tmp_path_factory.mktemp("edges")
+    folder = clone(origin, home / "project")
+    write_image_folder(folder / "data" / "images", per_class=60)
+    changes = {
+        "data.source": "data/images", "checkpoint.uri": "scratch", "checkpoint.sha256": None,
+        "image.finetune.size": 32, "validate.min_images_per_class.val": 1, "validate.max_rejected_fraction": 0.2,
+    }  # fmt: skip
+    change_params(folder / "params.yaml", changes)
+    dvc("repro", cwd=folder, env=environment(home))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        yield folder
+
+
+def changed_stages() -> set[str]:
+    """The stages whose code, params or inputs are not those of dvc.lock. (`environment` runs each time.)"""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        return {name for name, found in repo.status().items() if found != ["always changed"]}
+
+
+def appended(file: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        with (folder / file).open("a") as stream:
+            stream.write("\n# an edit\n")
+
+    return edit
+
+
+def param(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: change_params(folder / "params.yaml", dict(changes))
+
+
+def upgraded(name: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        file = folder / "reports/environment.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {name: "99.0"}))
+
+    return edit
+
+
+EDITS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
+    "refit/scoring/measures.py": (appended("refit/scoring/measures.py"), {"evaluate"}),
+    "refit/scoring/intervals.py": (appended("refit/scoring/intervals.py"), {"evaluate"}),
+    "refit/scoring/metrics.py": (appended("refit/scoring/metrics.py"), {"finetune", "evaluate"}),
+    "refit/modality/image/augment.py": (appended("refit/modality/image/augment.py"), {"finetune"}),
+    "refit/modality/image/rules.py": (appended("refit/modality/image/rules.py"), {"validate"}),
+    "refit/modality/image/weights.py": (appended("refit/modality/image/weights.py"), {"fetch", "finetune"}),
+    "refit/modality/image/networks.py": (appended("refit/modality/image/networks.py"), {"finetune", "evaluate"}),
+    "refit/modality/image/files.py": (appended("refit/modality/image/files.py"), {"ingest", "finetune", "evaluate"}),
+    "refit/training/loop.py": (appended("refit/training/loop.py"), {"finetune"}),
+    "refit/checkpoint/download.py": (appended("refit/checkpoint/download.py"), {"fetch"}),
+    "refit/data/archives.py": (appended("refit/data/archives.py"), {"ingest"}),
+    "refit/reports/validation.html.j2": (appended("refit/reports/validation.html.j2"), {"validate"}),
+    "refit/reports/evaluation.py": (appended("refit/reports/evaluation.py"), {"evaluate"}),
+    "refit/reports/comparison.html.j2": (appended("refit/reports/comparison.html.j2"), set()),
+    "refit/gate/decide.py": (appended("refit/gate/decide.py"), set()),
+    "refit/registry/tracking.py": (appended("refit/registry/tracking.py"), set()),
+    "refit/errors.py": (appended("refit/errors.py"), set()),
+    "tasks/compare.py": (appended("tasks/compare.py"), set()),
+    "flows/retrain.py": (appended("flows/retrain.py"), set()),
+    "finetune.learning_rate": (param(**{"finetune.learning_rate": 0.01}), {"finetune"}),
+    "finetune.num_threads": (param(**{"finetune.num_threads": 2}), {"finetune", "evaluate"}),
+    "image.finetune.augment": (param(**{"image.finetune.augment.rotation": 1.0}), {"finetune"}),
+    "image.validate.min_side": (param(**{"image.validate.min_side": 9}), {"validate"}),
+    "validate.retired_labels": (param(**{"validate.retired_labels": ["x"]}), {"validate"}),
+    "evaluate.calibration_bins": (param(**{"evaluate.calibration_bins": 11}), {"evaluate"}),
+    "data.val_fraction": (param(**{"data.val_fraction": 0.2}), {"ingest"}),
+    "gate.margin": (param(**{"gate.margin": 0.02}), set()),
+    "register.model_name": (param(**{"register.model_name": "x"}), set()),
+    "torch": (upgraded("torch"), {"fetch", "finetune", "evaluate"}),
+    "torchvision": (upgraded("torchvision"), {"fetch", "finetune", "evaluate"}),
+    "numpy": (upgraded("numpy"), {"sample", "ingest", "finetune", "evaluate"}),
+    "pillow": (upgraded("pillow"), {"sample"}),
+    "decoders": (upgraded("decoders"), {"ingest", "finetune", "evaluate"}),
+    "mlflow": (upgraded("mlflow"), set()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_runs_what_it_can_change_and_nothing_else(project: Path, edit: str) -> None:
+    change, expected = EDITS[edit]
+    file = project / (edit if "/" in edit else "params.yaml")
+    if EDITS[edit][0].__qualname__.startswith("upgraded"):
+        file = project / "reports/environment.json"
+    before = file.read_bytes()
+    try:
+        assert changed_stages() == set()
+        change(project)
+        found = changed_stages() - {"environment"}
+    finally:
+        file.write_bytes(before)
+    assert found == expected
+
+
+def test_files_that_are_not_accepted_train_nothing_again(project: Path, tmp_path: Path) -> None:
+    """An unreadable file and a copy of an accepted one came in: the accepted rows are the same."""
+    env = environment(tmp_path)
+    (project / "data/images/cat/broken.png").write_text("no image")
+    shutil.copy(project / "data/images/cat/000.png", project / "data/images/cat/zzz.png")
+    before = lock_of(project, "finetune")
+    said = dvc("repro", cwd=project, env=env)
+    assert "Running stage 'ingest'" in said
+    assert "Running stage 'validate'" in said
+    assert "Running stage 'finetune'" not in said
+    assert "Running stage 'evaluate'" not in said
+    assert lock_of(project, "finetune") == before
+
+
+def test_a_file_that_changed_behind_the_tables_back_is_refused(project: Path, tmp_path: Path) -> None:
+    """The training does not depend on the files' folder, since the table names each content: so it must look."""
+    accepted = pd.read_parquet(project / "data/accepted.parquet")
+    name = accepted.loc[accepted["split"] == "train", "path"].iloc[0]
+    picture = project / name
+    before = picture.read_bytes()
+    Image.new("RGB", (24, 20)).save(picture)
+    try:
+        command = [sys.executable, "-m", "dvc", "repro", "--single-item", "--force", "finetune"]
+        env = environment(tmp_path)
+        done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
+    finally:
+        picture.write_bytes(before)
+    assert done.returncode != 0
+    assert f"{name} was changed after it was validated" in done.stdout + done.stderr
+
+
+def lock_of(project: Path, stage: str) -> object:
+    return read_yaml(project / "dvc.lock")["stages"][stage]
