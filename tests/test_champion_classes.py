@@ -11,7 +11,8 @@ from flows.cli import main
 from refit import paths
 from refit.errors import DataError, EvidenceError, TrackingUnavailableError
 from refit.params import load_params
-from refit.registry import champion, promote, tracking
+from refit.registry import champion, tracking
+from tasks import promote
 
 from .conftest import ROOT, change_params, write_image_folder
 from .services import environment, prefect_api, refit
