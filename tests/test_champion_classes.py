@@ -1,6 +1,6 @@
 """A class that the champion knows cannot vanish from the data, on a real local registry."""
 
-import json
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -9,8 +9,10 @@ from click.testing import CliRunner
 
 from flows.cli import main
 from refit import paths
-from refit.errors import DataError, EvidenceError, TrackingUnavailableError
+from refit.data.summary import ValidationSummary
+from refit.errors import DataError, EvidenceError, TrackingUnavailableError, WorkspaceError
 from refit.params import load_params
+from refit.records import publish_record, read_record
 from refit.registry import champion, tracking
 from tasks import promote
 
@@ -32,7 +34,8 @@ def promoted(passing: Path) -> Path:
 
 def accept(*labels: str) -> None:
     """From here on the validation accepted images of these classes."""
-    paths.VALIDATION_SUMMARY.write_text(json.dumps({"classes": {label: {} for label in labels}}))
+    summary = read_record(paths.VALIDATION_SUMMARY, ValidationSummary, WorkspaceError)
+    publish_record(paths.VALIDATION_SUMMARY, dataclasses.replace(summary, classes={label: {} for label in labels}))
 
 
 def test_what_the_champion_knows_must_be_there_or_retired(promoted: Path) -> None:
