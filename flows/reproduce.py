@@ -8,6 +8,7 @@ tolerance. *Different*: anything else. The same bits are promised for one enviro
 here is said before any time is spent.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -109,10 +110,13 @@ def environment_differences(bundle: Bundle) -> dict[str, tuple[object, object]]:
     settings = bundle.params["finetune"]
     assert isinstance(settings, Mapping)
     device = be_deterministic(settings["num_threads"], "auto" if settings["device"] == "cuda" else settings["device"])
-    then = as_plain(bundle.environment)
-    here = as_plain(environment(device))
-    is_whole = bundle.environment.numpy is not None  # since format 2 of the card
-    return {name: (then[name], here[name]) for name in here if then[name] != here[name] and (is_whole or then[name])}
+    then, here = (dataclasses.asdict(found) for found in (bundle.environment, environment(device)))
+    is_recorded = bundle.environment.numpy is not None  # since format 2 of the card
+    return {
+        name: (then[name], here[name])
+        for name in here
+        if then[name] != here[name] and (is_recorded or then[name] is not None)
+    }
 
 
 def compared(bundle: Bundle, clone: Path) -> tuple[dict[str, tuple[str, str]], dict[str, Measure]]:

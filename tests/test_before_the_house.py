@@ -1,7 +1,7 @@
 """A version that was registered before refit/ was a package: what it is worth today.
 
-`fixtures/registry-af2159f.tar.xz` is the local registry that `refit retrain` left in a clean checkout of commit af2159f,
-in another folder: its evidence is of format 1, its card too, and its stored code is that commit's whole `tasks` package.
+`fixtures/registry-af2159f.tar.xz` is the local registry that `refit retrain` left in a clean checkout of commit
+af2159f, in another folder: its card is of format 1, and its stored code is that commit's whole package `tasks`.
 """
 
 import json
@@ -30,7 +30,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_it_is_made_again_bit_for_bit_or_it_is_said_what_prevents_it(registry: str, tmp_path: Path) -> None:
-    known = subprocess.run(["git", "cat-file", "-e", f"{COMMIT}^{{commit}}"], cwd=ROOT, capture_output=True, check=False)
+    known = subprocess.run(
+        ["git", "cat-file", "-e", f"{COMMIT}^{{commit}}"], cwd=ROOT, capture_output=True, check=False
+    )
     if known.returncode != 0:
         pytest.skip(f"this clone has no history back to {COMMIT[:7]}")
     env = environment(tmp_path, MLFLOW_TRACKING_URI=registry)
