@@ -8,13 +8,17 @@ a record does not have are left alone, so that an older reader may read what a n
 changes, the record's `format` does. The spelling is canonical: the same record gives the same bytes.
 """
 
+import dataclasses
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from .errors import RefitError
 from .files import publish_json, sha256_of_json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Record = TypeVar("Record")
 
@@ -52,18 +56,17 @@ def as_record(values: object, kind: type[Record], error: type[RefitError], where
         raise error(f"{where}: {problem}") from None
 
 
-def as_plain(record: object) -> dict[str, object]:
-    """A record as plain values, for JSON."""
-    plain = msgspec.to_builtins(record)
-    assert isinstance(plain, dict)
+def as_plain(record: "DataclassInstance") -> dict[str, object]:
+    """A record as plain values, for JSON. (msgspec alone would leave out a default of a record that was read.)"""
+    plain: dict[str, object] = msgspec.to_builtins(dataclasses.asdict(record))
     return plain
 
 
-def publish_record(target: Path, record: object) -> None:
+def publish_record(target: Path, record: "DataclassInstance") -> None:
     """Write a record as canonical, readable JSON."""
     publish_json(target, as_plain(record))
 
 
-def digest_of_record(record: object) -> str:
+def digest_of_record(record: "DataclassInstance") -> str:
     """The SHA-256 of a record in canonical compact JSON."""
     return sha256_of_json(as_plain(record))
