@@ -7,7 +7,7 @@ Deploy them on a work pool whose workers log in to MLflow as a reviewer: `prefec
 """
 
 import json
-from typing import Any, Literal
+from typing import Literal
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
@@ -17,7 +17,9 @@ from pydantic import Field
 
 from flows.tools import policy
 from flows.tools.notifications import tell_of_move
+from refit.gate.history import Outcome
 from refit.params import load_params
+from refit.records import as_plain
 from refit.reports.comparison import comparison_markdown
 from tasks import promote as decisions
 
@@ -36,7 +38,7 @@ class Decision(RunInput):
 @flow(name="promote", flow_run_name="promote {version}", persist_result=False)
 def promote(
     version: str, reason: str, evidence: str | None = None, is_forced: bool = False, is_dry_run: bool = False
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Make a candidate the champion.
 
     Args:
@@ -51,14 +53,14 @@ def promote(
 
 
 @flow(name="reject", flow_run_name="reject {version}", persist_result=False)
-def reject(version: str, reason: str, evidence: str | None = None, is_dry_run: bool = False) -> dict[str, Any]:
+def reject(version: str, reason: str, evidence: str | None = None, is_dry_run: bool = False) -> dict[str, object]:
     """Write down that a candidate is not wanted."""
     policy.keep_logs_short()
     return _told(decisions.reject(version, reason, evidence or None, is_dry_run))
 
 
 @flow(name="rollback", persist_result=False)
-def rollback(reason: str, to: str | None = None, is_dry_run: bool = False) -> dict[str, Any]:
+def rollback(reason: str, to: str | None = None, is_dry_run: bool = False) -> dict[str, object]:
     """Make an earlier release the champion again.
 
     Args:
@@ -71,7 +73,7 @@ def rollback(reason: str, to: str | None = None, is_dry_run: bool = False) -> di
 
 
 @flow(name="approve", flow_run_name="approve {version}", persist_result=True)
-def approve(version: str) -> dict[str, Any]:
+def approve(version: str) -> dict[str, object]:
     """Show a candidate's evidence, suspend until somebody answers, and carry the answer out.
 
     The decision is bound to the evidence that was shown. While it waits, nothing runs and no worker is held.
@@ -98,7 +100,8 @@ def approve(version: str) -> dict[str, Any]:
     return _told(decisions.promote(version, reason, case.digest, answer.is_forced))
 
 
-def _told(result: dict[str, Any]) -> dict[str, Any]:
-    get_run_logger().info("%s", json.dumps(result, sort_keys=True))
-    tell_of_move(result)
-    return result
+def _told(outcome: Outcome) -> dict[str, object]:
+    plain = as_plain(outcome)
+    get_run_logger().info("%s", json.dumps(plain, sort_keys=True))
+    tell_of_move(outcome)
+    return plain

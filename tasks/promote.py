@@ -16,14 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from refit.errors import EvidenceError, RefusedError, TrackingError
 from refit.gate import evidence, history
 from refit.gate.checks import Verdict
 from refit.gate.evidence import Bundle
 from refit.gate.golden import Golden
-from refit.gate.history import Move
+from refit.gate.history import Move, Outcome, Timeline
 from refit.params import Register, load_params
 from refit.records import parse_record, read_record
 from refit.registry import releases, tracking, versions
@@ -121,7 +120,7 @@ def objections(case: Case, champion: Version | None, rejection: Move | None) -> 
 
 def promote(
     number: str, reason: str, seen: str | None = None, is_forced: bool = False, is_dry_run: bool = False
-) -> dict[str, Any]:
+) -> Outcome:
     """Make a candidate the champion.
 
     Args:
@@ -145,15 +144,16 @@ def promote(
         return _finish(settings, past, champion, case, is_dry_run)
     against = objections(case, champion, history.rejection_of(past, case.version.uri, case.digest))
     _refuse(case, against, is_forced)
+    move = dataclasses.replace(move, is_forced=bool(against))
     plan = _plan(move, case)
     if is_dry_run:
-        return plan | {"is_dry_run": True}
+        return dataclasses.replace(plan, is_dry_run=True)
     release = _release(settings, case)
     done = _move_champion(settings, dataclasses.replace(move, to_version=release.version))
-    return plan | {"to": release.uri, "move": dataclasses.asdict(done)}
+    return dataclasses.replace(plan, to=release.uri, move=done)
 
 
-def rollback(number: str | None, reason: str, is_dry_run: bool = False) -> dict[str, Any]:
+def rollback(number: str | None, reason: str, is_dry_run: bool = False) -> Outcome:
     """Make an earlier release the champion again; it must load and answer first.
 
     Args:
@@ -175,13 +175,13 @@ def rollback(number: str | None, reason: str, is_dry_run: bool = False) -> dict[
     case = released(target)
     _require_answers(settings, case)
     move = dataclasses.replace(_draft(settings, "rollback", reason, case, champion, False), to_version=target)
-    plan = _plan(move, case) | {"to": case.version.uri}
+    plan = dataclasses.replace(_plan(move, case), to=case.version.uri)
     if is_dry_run:
-        return plan | {"is_dry_run": True}
-    return plan | {"move": dataclasses.asdict(_move_champion(settings, move))}
+        return dataclasses.replace(plan, is_dry_run=True)
+    return dataclasses.replace(plan, move=_move_champion(settings, move))
 
 
-def reject(number: str, reason: str, seen: str | None = None, is_dry_run: bool = False) -> dict[str, Any]:
+def reject(number: str, reason: str, seen: str | None = None, is_dry_run: bool = False) -> Outcome:
     """Write down that a candidate is not wanted. Nothing that is served changes."""
     settings, case = load_params().register, review(number)
     _require_reason(reason)
@@ -193,20 +193,20 @@ def reject(number: str, reason: str, seen: str | None = None, is_dry_run: bool =
     known = history.rejection_of(releases.moves(settings), case.version.uri, case.digest)
     if not is_dry_run and known is None:
         releases.write_move(settings, move)
-    return _plan(known or move, case) | ({"is_dry_run": True} if is_dry_run else {})
+    return dataclasses.replace(_plan(known or move, case), is_dry_run=is_dry_run)
 
 
-def past_decisions() -> dict[str, Any]:
+def past_decisions() -> Timeline:
     """The history: decisions and moves made past Refit, oldest first, and the present champion."""
     settings = load_params().register
     champion = tracking.version_with_alias(settings, CHAMPION)
     previous = tracking.version_with_alias(settings, PREVIOUS)
-    return {
-        "model_name": settings.model_name,
-        "champion": None if champion is None else champion.uri,
-        "previous": None if previous is None else previous.uri,
-        "moves": history.timeline(releases.moves(settings), None if champion is None else champion.version),
-    }
+    return Timeline(
+        model_name=settings.model_name,
+        champion=None if champion is None else champion.uri,
+        previous=None if previous is None else previous.uri,
+        entries=history.timeline(releases.moves(settings), None if champion is None else champion.version),
+    )
 
 
 # What must hold before
@@ -293,22 +293,22 @@ def _draft(settings: Register, kind: str, reason: str, case: Case, champion: Ver
         candidate=case.version.tags.get(releases.CANDIDATE_TAG, case.version.uri),
         evidence=case.digest,
         verdict=case.verdict,
-        is_forced=is_forced and case.verdict != "pass",
+        is_forced=is_forced,
     )
 
 
-def _plan(move: Move, case: Case) -> dict[str, Any]:
-    return {
-        "kind": move.kind,
-        "version": case.version.uri,
-        "from": move.from_version,
-        "evidence": case.digest,
-        "verdict": case.verdict,
-        "reason": move.reason,
-        "who": move.who,
-        "is_forced": move.is_forced,
-        "is_dry_run": False,
-    }
+def _plan(move: Move, case: Case) -> Outcome:
+    return Outcome(
+        kind=move.kind,
+        version=case.version.uri,
+        from_version=move.from_version,
+        to=None,
+        evidence=case.digest,
+        verdict=case.verdict,
+        reason=move.reason,
+        who=move.who,
+        is_forced=move.is_forced,
+    )
 
 
 def _move_champion(settings: Register, move: Move) -> Move:
@@ -341,14 +341,14 @@ def _move_champion(settings: Register, move: Move) -> Move:
     return done
 
 
-def _finish(settings: Register, past: list[Move], champion: Version, case: Case, is_dry_run: bool) -> dict[str, Any]:
+def _finish(settings: Register, past: list[Move], champion: Version, case: Case, is_dry_run: bool) -> Outcome:
     """It is the champion already: complete what an earlier attempt may have left open."""
     begun = [move for move in past if move.state == "begun" and move.to_version == champion.version]
     move = begun[-1] if begun else next((old for old in reversed(past) if old.to_version == champion.version), None)
     if begun and not is_dry_run:
         releases.write_move(settings, dataclasses.replace(begun[-1], state="done"))
     draft = move or _draft(settings, "promote", "", case, champion, False)
-    return _plan(draft, case) | {"to": champion.uri, "is_champion_already": True, "is_dry_run": is_dry_run}
+    return dataclasses.replace(_plan(draft, case), to=champion.uri, is_champion_already=True, is_dry_run=is_dry_run)
 
 
 def _withdraw(settings: Register, move: Move) -> None:

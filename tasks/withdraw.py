@@ -7,17 +7,16 @@ that the pipeline cannot write, without which a registry that names no champion 
 """
 
 import datetime
-from typing import Any
 
 from refit.errors import RefusedError
 from refit.gate import history
-from refit.gate.history import Move
+from refit.gate.history import Move, Outcome
 from refit.params import Register, load_params
 from refit.registry import releases, tracking
 from refit.registry.tracking import CHAMPION
 
 
-def withdraw(reason: str, is_dry_run: bool = False) -> dict[str, Any]:
+def withdraw(reason: str, is_dry_run: bool = False) -> Outcome:
     """Write down that there is no champion on purpose. May be repeated.
 
     Raises:
@@ -37,11 +36,7 @@ def withdraw(reason: str, is_dry_run: bool = False) -> dict[str, Any]:
     move = _draft(settings, past, reason)
     if not is_dry_run:
         releases.write_move(settings, move)
-    return {
-        **{key: getattr(move, key) for key in ("kind", "who", "reason")},
-        "from": move.from_version,
-        "is_dry_run": is_dry_run,
-    }
+    return Outcome(move.kind, None, move.from_version, None, "", "", move.reason, move.who, is_dry_run=is_dry_run)
 
 
 def _draft(settings: Register, past: list[Move], reason: str) -> Move:

@@ -6,12 +6,16 @@ VERSION is the number of a candidate (`<name>-candidates`); `rollback --to` name
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from flows.cli.printing import JSON, print_json
 from refit.errors import REPRODUCED, OrchestratorUnavailableError, RefusedError
+
+if TYPE_CHECKING:
+    from refit.gate.history import Entry, Outcome
+    from tasks.promote import Case
 
 _REASON = click.option("--reason", required=True, help="Why; kept in the history.")
 _DRY_RUN = click.option("--dry-run", "is_dry_run", is_flag=True, help="Check everything, change nothing.")
@@ -118,9 +122,9 @@ def history(as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    for move in found["moves"]:
-        click.echo(_one_move(move))
-    click.echo(f"Champion  {found['champion'] or 'none'}\nPrevious  {found['previous'] or 'none'}")
+    for entry in found.entries:
+        click.echo(_one_entry(entry))
+    click.echo(f"Champion  {found.champion or 'none'}\nPrevious  {found.previous or 'none'}")
 
 
 @click.command()
@@ -213,7 +217,7 @@ def _seen(version: str, seen: str | None, is_dry_run: bool, question: str) -> st
     return case.digest
 
 
-def _show(case: Any, err: bool = False) -> None:
+def _show(case: "Case", err: bool = False) -> None:
     from refit.params import load_params
     from refit.registry import tracking
     from refit.registry.access import rights_note
@@ -230,47 +234,46 @@ def _show(case: Any, err: bool = False) -> None:
         click.echo(f"Rights    {note}", err=err)
 
 
-def _report(result: dict[str, Any], as_json: bool) -> None:
+def _report(outcome: "Outcome", as_json: bool) -> None:
     if as_json:
-        print_json(result)
+        print_json(outcome)
     else:
-        _say(result)
-    _tell(result)
+        click.echo(_in_words(outcome))
+    _tell(outcome)
 
 
-def _tell(result: dict[str, Any]) -> None:
+def _tell(outcome: "Outcome") -> None:
     """Pass a move on through the Prefect server, if one is named. The move is made, whatever comes of this."""
-    if "move" not in result or not os.environ.get("PREFECT_API_URL"):
+    if outcome.move is None or not os.environ.get("PREFECT_API_URL"):
         return
     from flows.tools.liveness import require_server
     from flows.tools.notifications import tell_of_move
 
     try:
         require_server()
-        tell_of_move(result)
+        tell_of_move(outcome)
     except OrchestratorUnavailableError as error:
         click.echo(f"nobody was told of it: {error}", err=True)
 
 
-def _say(result: dict[str, Any]) -> None:
-    would = "would be " if result["is_dry_run"] else ""
-    if result.get("is_champion_already"):
-        click.echo(f"{result['to']} is the champion already; nothing to do")
-    elif result["kind"] == "reject":
-        click.echo(f"{result['version']} {would}rejected by {result['who']}: {result['reason']}")
-    elif result["kind"] == "withdraw":
-        click.echo(f"there {would or 'is '}no champion (before: {result['from'] or 'none'}), by {result['who']}")
-    else:
-        target = result.get("to") or f"a release of {result['version']}"
-        click.echo(f"{target} {would or 'is '}the champion (before: {result['from'] or 'none'}), by {result['who']}")
+def _in_words(outcome: "Outcome") -> str:
+    would = "would be " if outcome.is_dry_run else ""
+    before = f"(before: {outcome.from_version or 'none'}), by {outcome.who}"
+    if outcome.is_champion_already:
+        return f"{outcome.to} is the champion already; nothing to do"
+    if outcome.kind == "reject":
+        return f"{outcome.version} {would}rejected by {outcome.who}: {outcome.reason}"
+    if outcome.kind == "withdraw":
+        return f"there {would or 'is '}no champion {before}"
+    return f"{outcome.to or f'a release of {outcome.version}'} {would or 'is '}the champion {before}"
 
 
-def _one_move(move: dict[str, Any]) -> str:
-    arrow = "" if move["kind"] == "reject" else f"  {move['from_version'] or 'none'} -> {move['to_version'] or 'none'}"
-    about = move["candidate"] or ""
-    note = f"  [{move['note']}]" if move["note"] else ""
-    state = "" if move["state"] == "done" else f" ({move['state']})"
-    return f"{move['when'][:19]}  {move['kind']}{state}{arrow}  {about}  {move['who']}: {move['reason']}{note}"
+def _one_entry(entry: "Entry") -> str:
+    move = entry.move
+    arrow = "" if move.kind == "reject" else f"  {move.from_version or 'none'} -> {move.to_version or 'none'}"
+    note = f"  [{entry.note}]" if entry.note else ""
+    state = "" if move.state == "done" else f" ({move.state})"
+    return f"{move.when[:19]}  {move.kind}{state}{arrow}  {move.candidate or ''}  {move.who}: {move.reason}{note}"
 
 
 COMMANDS: tuple[click.Command, ...] = (

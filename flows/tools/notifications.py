@@ -5,7 +5,6 @@
 The address and its secrets are in the block, on the server; the file names events and texts only.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from prefect.runtime import flow_run
 from pydantic import ValidationError
 
 from refit.errors import ParamsError
+from refit.gate.history import Outcome
 from refit.params import load_params, read_yaml
 
 AUTOMATIONS = Path("deploy/automations.yaml")
@@ -58,13 +58,12 @@ def tell(event: str, message: str) -> None:
     )
 
 
-def tell_of_move(result: Mapping[str, Any]) -> None:
+def tell_of_move(outcome: Outcome) -> None:
     """Tell of a new champion, after `tasks.promote`; not of a dry run, nor of what had been done before."""
-    if "move" not in result or result["kind"] == "reject":
+    if outcome.move is None or outcome.kind == "reject":
         return
-    event = "refit.model.rolled-back" if result["kind"] == "rollback" else "refit.model.promoted"
-    move = result["move"]
-    tell(event, f"{result['to']} is the champion ({move['who']}: {move['reason']})")
+    event = "refit.model.rolled-back" if outcome.kind == "rollback" else "refit.model.promoted"
+    tell(event, f"{outcome.to} is the champion ({outcome.move.who}: {outcome.move.reason})")
 
 
 def _find(client: SyncPrefectClient, block: str) -> str:

@@ -9,7 +9,6 @@ import datetime
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 TAG = "refit.move."
 MINUTES_A_CLAIM_LIVES = 15
@@ -43,6 +42,42 @@ class Move:
         """Whether this is another attempt at it, by the same person."""
         keys = ("kind", "who", "candidate", "from_version", "evidence")
         return all(getattr(self, key) == getattr(other, key) for key in keys)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A decision as it is shown; `note` is empty where all is well."""
+
+    move: Move
+    note: str
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What was decided about a model, and what came of it."""
+
+    model_name: str
+    champion: str | None  # its address
+    previous: str | None
+    entries: tuple[Entry, ...]  # oldest first
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a decision did, or (`is_dry_run`) would do."""
+
+    kind: str
+    version: str | None  # address of what was decided on
+    from_version: str | None  # number of the champion before
+    to: str | None  # address of the champion after
+    evidence: str
+    verdict: str
+    reason: str
+    who: str
+    is_forced: bool = False
+    is_dry_run: bool = False
+    is_champion_already: bool = False
+    move: Move | None = None  # as it was written; None: nothing was moved
 
 
 def as_tag(move: Move) -> tuple[str, str]:
@@ -101,33 +136,30 @@ def _last_decision(moves: Iterable[Move]) -> Move | None:
     return next((move for move in reversed(list(moves)) if move.moves_champion and move.state == "done"), None)
 
 
-def timeline(moves: Iterable[Move], champion: str | None) -> list[dict[str, Any]]:
-    """The decisions with the breaks between them, oldest first; each with `note`, empty where all is well.
+def timeline(moves: Iterable[Move], champion: str | None) -> tuple[Entry, ...]:
+    """The decisions with the breaks between them, oldest first.
 
     Args:
         moves: oldest first.
         champion: the number of the version that is the champion now; None: there is none.
     """
-    rows: list[dict[str, Any]] = []
+    entries: list[Entry] = []
     known: str | None = None
     for move in moves:
         if move.moves_champion and move.state == "done":
             if move.from_version != known:
-                rows.append(_outside(known, move.from_version, f"before {move.when}"))
+                entries.append(_outside(known, move.from_version, f"before {move.when}"))
             known = move.to_version
-        rows.append(dataclasses.asdict(move) | {"note": _note(move)})
+        entries.append(Entry(move, _note(move)))
     if champion != known:
-        rows.append(_outside(known, champion, "since then"))
-    return rows
+        entries.append(_outside(known, champion, "since then"))
+    return tuple(entries)
 
 
-def _outside(before: str | None, after: str | None, when: str) -> dict[str, Any]:
+def _outside(before: str | None, after: str | None, when: str) -> Entry:
     """A move that Refit has no record of."""
-    return {
-        "id": None, "kind": "outside", "state": "done", "who": "unknown", "when": when, "reason": "",
-        "from_version": before, "to_version": after, "candidate": None, "evidence": "", "verdict": "",
-        "is_forced": False, "note": "the alias was moved past Refit: nobody's evidence, nobody's reason",
-    }  # fmt: skip
+    move = Move("", "outside", "done", "unknown", when, "", before, after, None, "", "")
+    return Entry(move, "the alias was moved past Refit: nobody's evidence, nobody's reason")
 
 
 def _note(move: Move) -> str:
