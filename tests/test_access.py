@@ -11,10 +11,10 @@ from urllib.request import Request, urlopen
 import pytest
 
 from refit.errors import ParamsError, TrackingError, WorkspaceError
-from refit.gate import decide as gate
 from refit.gate.decide import Check, Decision
 from refit.params import load_params
 from refit.registry import access, releases, tracking
+from tasks import compare as comparing
 from tasks import promote
 from tasks.register import register_candidate
 
@@ -105,7 +105,7 @@ def test_who_trains_proposes_and_who_reviews_decides(
     """The whole story on one server: one start of it is slow."""
     settings = load_params().register
     passing = Decision("pass", (Check("accuracy", "pass", "fine", 0.0),), None)
-    monkeypatch.setattr(gate, "decide", lambda *_arguments: passing)
+    monkeypatch.setattr(comparing, "decide", lambda *_arguments: passing)
     people.become("trainer")
     from tasks.compare import compare
 
@@ -121,7 +121,7 @@ def test_who_trains_proposes_and_who_reviews_decides(
     refused(lambda: promote.promote("1", "x"))
     people.become("ann")
     result = promote.promote("1", "looks right on the hard ones")
-    assert (result["to"], result["who"]) == ("models:/pets/1", "ann")
+    assert (result.to, result.who) == ("models:/pets/1", "ann")
     champion = tracking.version_with_alias(settings, "champion")
     assert champion is not None
 
@@ -165,8 +165,8 @@ def test_who_trains_proposes_and_who_reviews_decides(
         refused(connected(act))
 
     people.become("ben")
-    moves = promote.past_decisions()["moves"]
-    assert [(move["who"], move["reason"], move["note"]) for move in moves] == [
+    moves = promote.past_decisions().entries
+    assert [(entry.move.who, entry.move.reason, entry.note) for entry in moves] == [
         ("ann", "looks right on the hard ones", "")
     ]
     assert releases.actor(settings) == "ben"

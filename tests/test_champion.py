@@ -97,9 +97,9 @@ def test_a_champion_that_was_taken_away_is_not_no_champion(registry: str) -> Non
     (Path.cwd() / ".dvc").mkdir()
     (Path.cwd() / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
     assert "names no champion" in status.describe(status.gather())
-    assert promote.rollback("1", "who did that?")["to"] == f"models:/{registry}/1"
+    assert promote.rollback("1", "who did that?").to == f"models:/{registry}/1"
     assert champion().version == "1"
-    notes = [entry["kind"] for entry in promote.past_decisions()["moves"]]
+    notes = [entry.move.kind for entry in promote.past_decisions().entries]
     assert notes == ["promote", "outside", "rollback"]
 
 
@@ -109,14 +109,14 @@ def test_a_reviewer_can_say_that_there_is_to_be_none(registry: str) -> None:
     client().delete_registered_model_alias(registry, "champion")
     with pytest.raises(RefusedError, match="needs a reason"):
         withdraw(" ")
-    assert withdraw("the product was stopped", is_dry_run=True)["from"] == "1"
+    assert withdraw("the product was stopped", is_dry_run=True).from_version == "1"
     refuses(champion, "made version 1 the champion")
     withdraw("the product was stopped")
     assert champion() is None
     compare()
     register_candidate()
-    last = promote.past_decisions()["moves"]
-    assert [(entry["kind"], entry["from_version"], entry["to_version"]) for entry in last[1:]] == [
+    last = promote.past_decisions().entries
+    assert [(entry.move.kind, entry.move.from_version, entry.move.to_version) for entry in last[1:]] == [
         ("withdraw", "1", None)
     ]
     promote.promote("1", "started again")

@@ -72,7 +72,7 @@ def test_without_a_comparison_nothing_is_registered(trained: Path) -> None:
     paths.COMPARISON.unlink()
     with pytest.raises(EvidenceError, match=r"no registration without evidence: reports/comparison\.json is missing"):
         register_candidate()
-    assert client().search_registered_models() == []
+    assert client().search_model_versions() == []
 
 
 def test_a_comparison_of_other_weights_is_no_evidence(trained: Path) -> None:

@@ -75,10 +75,10 @@ def test_the_whole_decision_on_postgresql(
         compare()
         first = register_candidate()
         assert register_candidate().version == first.version
-        assert promote.promote("1", "on PostgreSQL")["to"] == "models:/pets/1"
-        assert promote.promote("1", "again")["is_champion_already"]
+        assert promote.promote("1", "on PostgreSQL").to == "models:/pets/1"
+        assert promote.promote("1", "again").is_champion_already
         past = promote.past_decisions()
-        assert [(move["reason"], move["to_version"], move["note"]) for move in past["moves"]] == [
+        assert [(entry.move.reason, entry.move.to_version, entry.note) for entry in past.entries] == [
             ("on PostgreSQL", "1", "")
         ]
     for call in (compare, promote.past_decisions, lambda: promote.promote("1", "the server is down")):

@@ -14,12 +14,12 @@ import pytest
 
 from refit import paths
 from refit.errors import EvidenceError, RefusedError, TrackingError
-from refit.gate import decide as gate
 from refit.gate import history
 from refit.gate.decide import Check, Decision
 from refit.gate.history import Move
 from refit.params import load_params
 from refit.registry import releases, tracking
+from tasks import compare as comparing
 from tasks import promote
 from tasks.compare import compare
 from tasks.register import find_registered, register_candidate
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("no_processes")
 def decided(monkeypatch: pytest.MonkeyPatch, verdict: Any) -> None:
     """From here on the gate says this."""
     check = Check("accuracy", verdict, f"because it is a test of {verdict}", 0.0)
-    monkeypatch.setattr(gate, "decide", lambda *_arguments: Decision(verdict, (check,), None))
+    monkeypatch.setattr(comparing, "decide", lambda *_arguments: Decision(verdict, (check,), None))
 
 
 def candidate(mark: float) -> str:
@@ -62,7 +62,7 @@ def previous() -> Any:
 def test_a_promotion_is_a_copy_that_carries_its_evidence(passing: Path) -> None:
     case = promote.review(candidate(0.7))
     result = promote.promote("1", "first one", seen=case.digest[:12])
-    assert (result["to"], result["from"], result["verdict"]) == ("models:/pets/1", None, "pass")
+    assert (result.to, result.from_version, result.verdict) == ("models:/pets/1", None, "pass")
     release = champion()
     assert release.uri == "models:/pets/1"
     assert release.source != case.version.source, "no pointer to the candidate's files"
@@ -72,10 +72,9 @@ def test_a_promotion_is_a_copy_that_carries_its_evidence(passing: Path) -> None:
     assert logged.experiment_id == experiment.experiment_id
     with tracking.connected(load_params().register):
         files = tracking.stored_files(release.source)
-    assert {path: digest for path, digest in files.items() if not path.startswith("refit/")} == dict(
-        case.bundle["model_files"]
-    )
-    assert set(files) - set(case.bundle["model_files"]) == {
+    for name in ("artifacts/model.safetensors", "artifacts/model.json"):
+        assert files[name] == case.bundle.model_files[name]
+    assert {path for path in files if path.startswith("refit/")} == {
         "refit/evidence.json", "refit/golden.json", "refit/images.csv", "refit/comparison.html",
     }  # fmt: skip
     assert promote.released("1").bundle == case.bundle
@@ -86,10 +85,10 @@ def test_the_second_promotion_keeps_the_first_as_previous(passing: Path) -> None
     promote.promote(candidate(0.8), "second")
     assert (champion().version, previous().version) == ("2", "1")
     past = promote.past_decisions()
-    assert [(move["kind"], move["from_version"], move["to_version"], move["reason"]) for move in past["moves"]] == [
+    assert [(e.move.kind, e.move.from_version, e.move.to_version, e.move.reason) for e in past.entries] == [
         ("promote", None, "1", "first"), ("promote", "1", "2", "second"),
     ]  # fmt: skip
-    assert all(move["note"] == "" and "(not verified)" in move["who"] for move in past["moves"])
+    assert all(entry.note == "" and "(not verified)" in entry.move.who for entry in past.entries)
 
 
 @pytest.mark.parametrize("verdict", ["hold", "reject"])
@@ -101,9 +100,9 @@ def test_what_did_not_pass_needs_force_and_the_reason_is_kept(
     with pytest.raises(RefusedError, match=f"the gate says {verdict}: because it is a test .*--force"):
         promote.promote(number, "I like it")
     assert champion() is None
-    assert promote.promote(number, "the gate knows too little", is_forced=True)["is_forced"]
-    move = promote.past_decisions()["moves"][-1]
-    assert (move["reason"], move["verdict"], move["note"]) == (
+    assert promote.promote(number, "the gate knows too little", is_forced=True).is_forced
+    entry = promote.past_decisions().entries[-1]
+    assert (entry.move.reason, entry.move.verdict, entry.note) == (
         "the gate knows too little", verdict, "without the gate's consent",
     )  # fmt: skip
 
@@ -123,7 +122,7 @@ def test_without_a_clean_known_commit_it_needs_force_until_it_is_committed(
         promote.promote(number, "x")
     assert champion() is None
     plan = promote.promote(number, "it is urgent", is_forced=True, is_dry_run=True)
-    assert plan["verdict"] == "pass"
+    assert plan.verdict == "pass"
     commit_all(trained, monkeypatch, "params.yaml", "dvc.yaml", "dvc.lock", *map(str, trained.glob("*.py")))
     assert find_registered() is None, "its version does not name this commit"
     compare()
@@ -169,7 +168,7 @@ def test_a_rejection_is_kept_and_stands(passing: Path) -> None:
     with pytest.raises(RefusedError, match="rejected it: cats look like dogs"):
         promote.promote(number, "x")
     assert champion() is None
-    assert [move["kind"] for move in promote.past_decisions()["moves"]] == ["reject"]
+    assert [entry.move.kind for entry in promote.past_decisions().entries] == ["reject"]
     promote.promote(number, "we talked about it", is_forced=True)
     with pytest.raises(RefusedError, match="is the champion"):
         promote.reject(number, "x")
@@ -184,8 +183,8 @@ def test_a_rollback_goes_back_and_can_be_undone(passing: Path) -> None:
     assert (champion().version, previous().version) == ("1", "2")
     promote.rollback("2", "it was the camera")
     assert (champion().version, previous().version) == ("2", "1")
-    assert promote.rollback("2", "again")["is_champion_already"]
-    kinds = [(move["kind"], move["to_version"], move["note"]) for move in promote.past_decisions()["moves"]]
+    assert promote.rollback("2", "again").is_champion_already
+    kinds = [(entry.move.kind, entry.move.to_version, entry.note) for entry in promote.past_decisions().entries]
     assert kinds == [("promote", "1", ""), ("promote", "2", ""), ("rollback", "1", ""), ("rollback", "2", "")]
 
 
@@ -193,10 +192,10 @@ def test_a_rollback_to_what_does_not_answer_leaves_the_champion(passing: Path, m
     promote.promote(candidate(0.7), "first")
     promote.promote(candidate(0.8), "second")
 
-    def broken(uri: str, *_rest: Any) -> None:
-        raise EvidenceError(f"{uri} cannot be used: damaged")
+    def broken(*arguments: Any) -> None:
+        raise EvidenceError(f"{arguments[-1]} cannot be used: damaged")
 
-    monkeypatch.setattr(promote.probe, "serving_check", broken)
+    monkeypatch.setattr(promote, "serving_check", broken)
     with pytest.raises(EvidenceError, match="models:/pets/1 cannot be used"):
         promote.rollback(None, "x")
     assert champion().version == "2"
@@ -207,7 +206,7 @@ def test_a_rollback_to_what_does_not_answer_leaves_the_champion(passing: Path, m
 
 def test_a_dry_run_changes_nothing(passing: Path) -> None:
     number = candidate(0.7)
-    assert promote.promote(number, "x", is_dry_run=True)["is_dry_run"]
+    assert promote.promote(number, "x", is_dry_run=True).is_dry_run
     promote.reject(number, "x", is_dry_run=True)
     assert champion() is None
     assert [model.name for model in client().search_registered_models()] == ["pets-candidates"]
@@ -254,8 +253,8 @@ def test_a_champion_whose_version_was_deleted_is_said(passing: Path) -> None:
     client().delete_model_version("pets", "1")
     assert champion() is None
     past = promote.past_decisions()
-    assert past["moves"][-1]["kind"] == "outside"
-    assert (past["moves"][-1]["from_version"], past["moves"][-1]["to_version"]) == ("1", None)
+    assert past.entries[-1].move.kind == "outside"
+    assert (past.entries[-1].move.from_version, past.entries[-1].move.to_version) == ("1", None)
 
 
 def test_moves_past_refit_are_shown(passing: Path) -> None:
@@ -265,11 +264,11 @@ def test_moves_past_refit_are_shown(passing: Path) -> None:
     register_candidate()
     promote.promote(second, "second")
     client().set_registered_model_alias("pets", "champion", "1")
-    last = promote.past_decisions()["moves"][-1]
-    assert (last["kind"], last["from_version"], last["to_version"]) == ("outside", "2", "1")
-    assert "moved past Refit" in last["note"]
+    last = promote.past_decisions().entries[-1]
+    assert (last.move.kind, last.move.from_version, last.move.to_version) == ("outside", "2", "1")
+    assert "moved past Refit" in last.note
     promote.rollback("2", "who did that?")
-    kinds = [(move["kind"], move["to_version"]) for move in promote.past_decisions()["moves"]]
+    kinds = [(entry.move.kind, entry.move.to_version) for entry in promote.past_decisions().entries]
     assert kinds == [("promote", "1"), ("promote", "2"), ("outside", "1"), ("rollback", "2")]
 
 
@@ -354,10 +353,10 @@ def test_after_every_fault_a_repetition_finishes_and_doubles_nothing(
             promote.released(champion().version)
             act()
             assert (champion().version, previous().version) == (target, before), (name, kind)
-            done = [move for move in promote.past_decisions()["moves"] if move["state"] == "done"]
-            assert [move["to_version"] for move in done][-2:] == [before, target], (name, kind)
+            done = [e.move for e in promote.past_decisions().entries if e.move.state == "done"]
+            assert [move.to_version for move in done][-2:] == [before, target], (name, kind)
             assert len(client().search_model_versions("name='pets'")) == 2, (name, kind)
-            assert not [move for move in promote.past_decisions()["moves"] if move["note"]], (name, kind)
+            assert not [entry for entry in promote.past_decisions().entries if entry.note], (name, kind)
             num_faults += 1
     assert num_faults >= 20, calls
 
@@ -435,4 +434,4 @@ def test_a_claim_of_somebody_who_is_gone_blocks_for_a_quarter_of_an_hour() -> No
 def test_a_record_that_was_spoiled_by_hand_is_shown_as_that() -> None:
     moves = history.from_tags({f"{history.TAG}x": "{broken", "other": "y"})
     assert [(move.state, move.id) for move in moves] == [("unreadable", "x")]
-    assert history.timeline(moves, None)[0]["state"] == "unreadable"
+    assert history.timeline(moves, None)[0].move.state == "unreadable"

@@ -78,7 +78,7 @@ def test_a_script_must_name_the_evidence_that_it_saw(story: tuple[Path, dict[str
 def test_what_differs_between_two_versions(story: tuple[Path, dict[str, str], dict[str, Any]]) -> None:
     folder, env, _ = story
     found = json_of("diff", "champion", "candidate", "--json", cwd=folder, env=env)
-    assert (found["from"], found["to"]) == ("models:/digits/1", "models:/digits-candidates/2")
+    assert (found["first"], found["second"]) == ("models:/digits/1", "models:/digits-candidates/2")
     assert found["params"]["seed"] == [17, SEED_OF_ANOTHER]
     assert {"data_digest", "base_sha256", "split_digest"} <= set(found["same"])
     assert "weights_sha256" not in found["same"]
@@ -198,12 +198,12 @@ def test_the_second_is_promoted_and_taken_back(story: tuple[Path, dict[str, str]
     words = ("promote", "2", "--reason", "as good", "--evidence", said["digest"], "--force")
     plan = json_of(*words, "--dry-run", "--json", cwd=folder, env=env)
     assert plan["is_dry_run"]
-    assert plan["from"] == "1"
+    assert plan["from_version"] == "1"
     assert "is the champion (before: 1)" in refit(*words, cwd=folder, env=env)
     assert "is the champion already" in refit(*words, cwd=folder, env=env)
     assert "models:/digits/1 is the champion (before: 2)" in refit(
         "rollback", "--reason", "not as good", cwd=folder, env=env
     )
     found = json_of("history", "--json", cwd=folder, env=env)
-    assert [move["kind"] for move in found["moves"]] == ["promote", "promote", "rollback"]
+    assert [entry["move"]["kind"] for entry in found["entries"]] == ["promote", "promote", "rollback"]
     assert (found["champion"], found["previous"]) == ("models:/digits/1", "models:/digits/2")

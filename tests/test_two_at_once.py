@@ -16,7 +16,7 @@ from refit import paths
 from refit.errors import TrackingUnavailableError
 from refit.locks import one_at_a_time
 from refit.params import load_params
-from refit.registry import claims, tracking
+from refit.registry import claims, local_registry, tracking
 from tasks.register import register_candidate
 
 from .conftest import ROOT, change_params
@@ -60,19 +60,39 @@ def test_the_second_waits_and_says_so_until_the_first_is_gone(tmp_path: Path) ->
 # Two processes
 
 
+# Whoever is about to make a version stays there until the other one is as far, or waits.
 REGISTER = """
 import json, logging, os, sys
-logging.basicConfig(level=logging.WARNING, format="%(message)s")
+from pathlib import Path
 import mlflow
-from refit.registry import probe
-probe.serving_check = lambda *arguments: {"labels_equal": True}
+from refit.gate.evidence import ServingCheck
+from refit.registry import tracking
+from tasks import register
 from tasks.register import register_candidate
+register.serving_check = lambda *arguments: ServingCheck(1, True, 0.0, 1.0, 1.0, 1.0, {})
+
+def arrive(*_record):
+    (Path(asked["meet"]) / str(os.getpid())).touch()
+    return True
+
+def create(*arguments):
+    arrive()
+    while len(list(Path(asked["meet"]).iterdir())) < 2:
+        pass
+    return original(*arguments)
+
+original, tracking._create_version = tracking._create_version, create
+for name in ("refit.locks", "refit.registry.claims"):
+    logging.getLogger(name).addFilter(arrive)
 print("ready", flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
     os.chdir(asked["folder"])
     os.environ["MLFLOW_TRACKING_URI"] = asked["uri"]
-    found = register_candidate()
+    try:
+        found = register_candidate()
+    finally:
+        arrive()
     print(json.dumps([found.version.version, found.is_new]), flush=True)
 """
 
@@ -104,8 +124,11 @@ def test_two_processes_register_once(
     if place == "two copies":
         folders[1] = trained.parent / "copy"
         shutil.copytree(trained, folders[1])
+    local_registry.ready(uri)  # else they would meet where it is made
+    meet = trained.parent / "meet"
+    meet.mkdir()
     for process, folder in zip(registrars, folders, strict=True):
-        process.stdin.write(json.dumps({"folder": str(folder), "uri": uri}) + "\n")
+        process.stdin.write(json.dumps({"folder": str(folder), "uri": uri, "meet": str(meet)}) + "\n")
         process.stdin.flush()
     answers = [json.loads(process.stdout.readline()) for process in registrars]
     assert sorted(answers) == [["1", False], ["1", True]]

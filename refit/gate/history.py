@@ -14,6 +14,7 @@ TAG = "refit.move."
 MINUTES_A_CLAIM_LIVES = 15
 """A decision that was begun blocks others for so long; then whoever began it is taken for gone."""
 MOST_LETTERS = 2000
+_AGAINST_THE_GATE = "without the gate's consent"
 
 
 @dataclass(frozen=True)
@@ -167,4 +168,10 @@ def _note(move: Move) -> str:
         return "begun and not finished; the same command again finishes it"
     if move.state == "overtaken":
         return "the champion was moved by somebody else at the same time"
-    return "without the gate's consent" if move.is_forced else ""
+    if not move.is_forced:
+        return ""
+    return (
+        "without the gate's consent"
+        if move.verdict != "pass"
+        else "although its commit or a rejection spoke against it"
+    )
