@@ -1,4 +1,4 @@
-"""The work: one file per stage, and the ground they stand on. Nothing in here knows an orchestrator."""
+"""The work: the stages of dvc.yaml and the effects, one file each. Nothing in here knows an orchestrator."""
 
 import sys
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from flows.cli import status
+from flows.cli.status import describe, gather
 from refit.errors import EvidenceError, RefusedError, TrackingError
 from refit.gate import history
 from refit.gate.history import Move
@@ -18,7 +18,7 @@ from tasks.compare import compare
 from tasks.register import register_candidate
 from tasks.withdraw import withdraw
 
-from .conftest import change_params
+from .conftest import change_params, commit_all
 from .services import mlflow_server
 from .test_promote import decided
 from .test_tracking import client
@@ -64,14 +64,15 @@ def test_what_speaks_against_no_champion(moves: list[Move], previous: str | None
 
 
 @pytest.fixture
-def registry(request: pytest.FixtureRequest, trained: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def registry(request: pytest.FixtureRequest, committed: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a model with a champion, in a database of its own or on a server."""
     decided(monkeypatch, "pass")
     name = "pets"
     if getattr(request, "param", "database") == "server":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", request.getfixturevalue("mlflow_server"))
         name = "pets-of-a-champion"
-        change_params(trained / "params.yaml", {"register.model_name": name})
+        change_params(committed / "params.yaml", {"register.model_name": name})
+        commit_all(committed, monkeypatch, "params.yaml")
     assert champion() is None, "no such model"
     compare()
     register_candidate()
@@ -96,7 +97,7 @@ def test_a_champion_that_was_taken_away_is_not_no_champion(registry: str) -> Non
     refuses(lambda: versions.find("champion", load_params().register), made)
     (Path.cwd() / ".dvc").mkdir()
     (Path.cwd() / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
-    assert "names no champion" in status.describe(status.gather())
+    assert "names no champion" in describe(gather())
     assert promote.rollback("1", "who did that?").to == f"models:/{registry}/1"
     assert champion().version == "1"
     notes = [entry.move.kind for entry in promote.past_decisions().entries]
@@ -130,7 +131,7 @@ def test_a_model_that_was_deleted_is_not_no_champion(registry: str) -> None:
     assert champion() is None
 
 
-def test_a_refusal_is_not_no_champion(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_is_not_no_champion(committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """[An answer INVALID_PARAMETER_VALUE whose text holds "alias" was taken for "there is none".]"""
     from mlflow import MlflowClient
     from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
@@ -145,7 +146,7 @@ def test_a_refusal_is_not_no_champion(trained: Path, monkeypatch: pytest.MonkeyP
             ask()
 
 
-def test_the_withdrawal_is_a_command(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_withdrawal_is_a_command(committed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.cli import main
 
     decided(monkeypatch, "pass")

@@ -82,10 +82,11 @@ def without_cats(promoted: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_image_folder(Path("data/images"), ("eel",), per_class=60)
     Repo.init(no_scm=True)
     everything = (ROOT / "dvc.yaml").read_text()
+    first = everything[everything.index("  environment:") : everything.index("  sample:")]
     stages = everything[everything.index("  ingest:") : everything.index("plots:")]
-    Path("dvc.yaml").write_text(f"stages:\n  sample:\n    cmd: 'true'\n{stages}")
+    Path("dvc.yaml").write_text(f"stages:\n{first}  sample:\n    cmd: 'true'\n{stages}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for folder in ("tasks", "flows"):
+    for folder in ("tasks", "flows", "refit"):
         Path(folder).symlink_to(ROOT / folder)
     return promoted
 

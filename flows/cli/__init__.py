@@ -175,22 +175,22 @@ def status(as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--model", "uri", help="A model in MLflow, such as models:/digits@candidate. Default: the one in models/."
 )
 @JSON
-def predict(images: tuple[Path, ...], uri: str | None, as_json: bool) -> None:
-    """Label IMAGES with a model, with calibrated probabilities."""
+def predict(files: tuple[Path, ...], uri: str | None, as_json: bool) -> None:
+    """Label FILES with a model, with calibrated probabilities."""
     # The paths on the command line count from where the user is, not from the project.
     from tasks.predict import predict_files
 
-    results = predict_files([_from_start(image) for image in images], uri)
+    results = predict_files([_from_start(file) for file in files], uri)
     if as_json:
-        print_json([{"file": str(image), **vars(result)} for image, result in zip(images, results, strict=True)])
+        print_json([{"file": str(file), **vars(result)} for file, result in zip(files, results, strict=True)])
         return
-    for image, result in zip(images, results, strict=True):
-        click.echo(f"{image}\t{result.label}\t{result.probability:.4f}")
+    for file, result in zip(files, results, strict=True):
+        click.echo(f"{file}\t{result.label}\t{result.probability:.4f}")
 
 
 _STARTED_IN = Path.cwd()

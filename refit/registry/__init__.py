@@ -1,1 +1,1 @@
-"""MLflow as Refit uses it: runs, versions, releases, accounts. The only room that imports mlflow."""
+"""MLflow as Refit uses it: runs, versions, releases, accounts. But for the served model itself, all of mlflow is here."""

@@ -25,7 +25,8 @@ from ..gate.golden import Golden
 
 _CHILD = Path(__file__).with_name("probe_child.py")
 _SECONDS_AT_MOST = 1800
-_PASSED_ON = ("PATH", "LANG", "LD_LIBRARY_PATH", "TZ", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+_PASSED_ON = ("PATH", "LANG", "LD_LIBRARY_PATH", "TZ", "NO_PROXY")
+_PASSED_ON_WITHOUT_PASSWORD = ("HTTPS_PROXY", "HTTP_PROXY")
 _PASSED_ON_OF = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "OPENBLAS_", "KMP_")
 """Of the environment: how programs and libraries are found and set. Everything else may be a secret."""
 
@@ -115,7 +116,8 @@ def without_secrets(home: str) -> dict[str, str]:
     passed_on = {
         name: value for name, value in os.environ.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_OF)
     }
-    return {**passed_on, "HOME": home, "TMPDIR": home}
+    proxies = {name: os.environ[name] for name in _PASSED_ON_WITHOUT_PASSWORD if "@" not in os.environ.get(name, "@")}
+    return {**passed_on, **proxies, "HOME": home, "TMPDIR": home}
 
 
 def _named(model: Bare | Packed) -> dict[str, str]:

@@ -95,7 +95,7 @@ def fetch_card(version: Version, bundle: Bundle, settings: Register, folder: Pat
 def _fetch(name: str, digest: str, version: Version, settings: Register, folder: Path) -> Path:
     with tracking.connected(settings):
         file = tracking.download(f"{version.uri}/artifacts/{name}", folder)
-    evidence.require_same_files({name: sha256_of_file(file)}, {name: digest}, version.uri)
+    evidence.require_same_files({f"artifacts/{name}": sha256_of_file(file)}, {f"artifacts/{name}": digest}, version.uri)
     return file
 
 
