@@ -1,1 +1,1 @@
-"""MLflow as Refit uses it: runs, versions, releases, accounts. But for the served model itself, all of mlflow is here."""
+"""MLflow as Refit uses it: runs, versions, releases, accounts. All of mlflow is here, but for the served model itself."""
