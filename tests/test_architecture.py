@@ -115,6 +115,20 @@ def test_arrows_go_down() -> None:
             assert floor_of(used) <= floor_of(name), f"{name} imports {used}"
 
 
+def test_what_is_private_stays_in_its_room() -> None:
+    """A room's surface is what its `__init__` lists."""
+    surfaces = {}
+    for room in ROOMS:
+        listed = [node for node in modules()[f"refit.{room}"].body if isinstance(node, ast.Assign)]
+        surfaces[room] = set(ast.literal_eval(listed[0].value))
+    for name in modules():
+        for used in our_imports(name):
+            _, room, *rest = [*used.split("."), ""]
+            inside = name == f"refit.{room}" or name.startswith(f"refit.{room}.")
+            if used.startswith("refit.") and room in ROOMS and rest[0] and not inside:
+                assert rest[0] in surfaces[room], f"{name} imports {used}"
+
+
 def test_stages_and_effects_never_import_each_other() -> None:
     assert {name for name in modules() if name.startswith("tasks.")} == {f"tasks.{n}" for n in (*STAGES, *EFFECTS)}
     for name in modules():

@@ -1,1 +1,14 @@
-"""MLflow as Refit uses it: runs, versions, releases, accounts. All of mlflow is here, but for the served model itself."""
+"""MLflow as Refit uses it: runs, versions, releases, accounts. Beside it only the served model imports mlflow."""
+
+__all__ = [
+    "access",
+    "champion",
+    "local_registry",
+    "packaging",
+    "probe",
+    "provenance",
+    "records",
+    "releases",
+    "tracking",
+    "versions",
+]

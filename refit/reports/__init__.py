@@ -3,3 +3,5 @@
 Everything here is a pure function of what it is given: no clock, no machine, no path outside the project, so that the
 same run gives the same bytes. Values are escaped by Jinja; a page loads nothing from elsewhere.
 """
+
+__all__ = ["comparison", "difference", "disagreements", "evaluation", "validation"]

@@ -1,1 +1,3 @@
 """How good predictions are: pure numbers, no torch, no files."""
+
+__all__ = ["evaluation", "intervals", "measures", "metrics"]

@@ -1,1 +1,3 @@
-"""The loop, and what makes it repeatable."""
+"""The loop, what it reads, and what makes it repeatable."""
+
+__all__ = ["determinism", "examples", "loop"]
