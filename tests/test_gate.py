@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tasks.checks import Labels, Side
-from tasks.errors import EvidenceError
-from tasks.gate import Decision, decide
-from tasks.metrics import Scored
-from tasks.params import Gate, load_params
 
-from tasks import statistics
+from refit.errors import EvidenceError
+from refit.gate import statistics
+from refit.gate.checks import Labels, Side
+from refit.gate.decide import Decision, decide
+from refit.params import Gate, load_params
+from refit.scoring.metrics import Scored
 
 from .conftest import ROOT
 
