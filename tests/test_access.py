@@ -60,11 +60,11 @@ def people(server: tuple[str, str], committed: Path, tmp_path: Path, monkeypatch
         access.grant(roles, None)
     file = tmp_path / "passwords.txt"
     made = access.grant(roles, str(file))
-    assert made["created"] == ["ann", "ben", "serving", "trainer"]
+    assert made.created == ("ann", "ben", "serving", "trainer")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     found.passwords |= dict(line.split() for line in file.read_text().splitlines())
     assert len(set(found.passwords.values())) == 5
-    assert access.grant(roles, None)["created"] == [], "again, nothing is made anew"
+    assert access.grant(roles, None).created == (), "again, nothing is made anew"
     with pytest.raises(WorkspaceError, match="is there already"):
         access.grant({"reader": ["another"]}, str(file))
     return found

@@ -330,14 +330,13 @@ def test_changed_code_is_refused(repository: Path) -> None:
 
 
 def test_status_says_that_the_registry_is_down_and_goes_on() -> None:
-    from flows.cli.status import describe
+    from flows.cli.status import Status, describe
 
-    found = {"would_run": ["finetune"], "registry_error": "MLflow at x failed: no connection", "candidate": None}
+    found = Status("digits", ("finetune",), None, None, "MLflow at x failed: no connection")
     assert describe(found).splitlines() == [
         "Would run   finetune and what follows",
         "Registry    MLflow at x failed: no connection",
     ]
-    assert json.dumps(found)
 
 
 def test_a_missing_data_source_is_said_with_the_way_out(here: Path) -> None:

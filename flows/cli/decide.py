@@ -194,10 +194,10 @@ def grant(
     if as_json:
         print_json(found)
         return
-    for row in found["granted"]:
-        click.echo(f"{row['account']:<16}{row['permission']:<8}{row['kind']:<18}{row['name']}")
-    if found["passwords"]:
-        click.echo(f"Passwords of {', '.join(found['created'])}: {found['passwords']}; hand them over and delete it")
+    for right in found.granted:
+        click.echo(f"{right.account:<16}{right.permission:<8}{right.kind:<18}{right.name}")
+    if found.passwords:
+        click.echo(f"Passwords of {', '.join(found.created)}: {found.passwords}; hand them over and delete it")
 
 
 def _seen(version: str, seen: str | None, is_dry_run: bool, question: str) -> str | None:

@@ -18,6 +18,7 @@ import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,26 @@ def write_server_configuration(folder: str) -> str:
     )
 
 
-def grant(roles: Mapping[str, Sequence[str]], passwords: str | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Right:
+    """What an account may do with a model or an experiment."""
+
+    account: str
+    kind: str
+    name: str
+    permission: str
+
+
+@dataclass(frozen=True)
+class Granted:
+    """What `grant` did."""
+
+    granted: tuple[Right, ...]
+    created: tuple[str, ...]  # accounts
+    passwords: str | None  # the file that has theirs
+
+
+def grant(roles: Mapping[str, Sequence[str]], passwords: str | None) -> Granted:
     """Make what is missing (accounts, models, experiments) and give the rights. May be repeated.
 
     Args:
@@ -83,16 +103,13 @@ def grant(roles: Mapping[str, Sequence[str]], passwords: str | None) -> dict[str
     with tracking.connected(settings) as client:
         places = _places(settings, client)
         created = _create_accounts(settings, [name for names in roles.values() for name in names], passwords)
-        granted = [
-            {"account": account, "kind": kind, "name": name, "permission": permission}
-            for role, accounts in roles.items()
-            for account in accounts
-            for (kind, name, _), permission in zip(places, _rights(role), strict=True)
-        ]
-        ids = {name: identifier for _, name, identifier in places}
-        for row in granted:
-            _give(settings, row["account"], row["kind"], ids[row["name"]], row["permission"])
-    return {"granted": granted, "created": created, "passwords": passwords if created else None}
+        granted = []
+        for role, accounts in roles.items():
+            for account in accounts:
+                for (kind, name, identifier), permission in zip(places, _rights(role), strict=True):
+                    _give(settings, account, kind, identifier, permission)
+                    granted.append(Right(account, kind, name, permission))
+    return Granted(tuple(granted), tuple(created), passwords if created else None)
 
 
 def rights_are_enforced(settings: Register) -> bool:
