@@ -249,11 +249,12 @@ def _target(settings: Register, number: str | None) -> str:
 def _release(settings: Register, case: Case) -> Version:
     """The candidate's data, packed here, tried here, and uploaded."""
     version = case.version
-    with tempfile.TemporaryDirectory(prefix="refit-release-") as temporary, _reading(version):
+    with tempfile.TemporaryDirectory(prefix="refit-release-") as temporary:
         folder = Path(temporary)
-        data = versions.fetch_bare(version, case.bundle, settings, folder / "data")
-        beside = releases.fetch_evidence(settings, version, case.bundle, folder / "evidence")
-        golden = read_record(beside / "golden.json", Golden, EvidenceError)
+        with _reading(version):
+            data = versions.fetch_bare(version, case.bundle, settings, folder / "data")
+            beside = releases.fetch_evidence(settings, version, case.bundle, folder / "evidence")
+            golden = read_record(beside / "golden.json", Golden, EvidenceError)
         model = releases.pack(data, beside, golden, folder / "model")
         _check(Packed(model), golden, f"the release of {version.uri}")
         return releases.publish(settings, version, model)

@@ -123,6 +123,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     change_params(folder / "params.yaml", changes)
     shutil.copy(ROOT / "dvc.yaml", folder)
     (folder / "dvc.lock").write_text("schema: '2.0'\n")
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
     before = Path.cwd()
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # mlflow puts its own last address there

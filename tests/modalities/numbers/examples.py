@@ -1,17 +1,16 @@
 """Numbers as arrays."""
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from .files import read
+from .preprocessing import Preprocessing
 
 INPUT = "numbers"
 
 
-def prepare(example: bytes, preprocessing: Mapping[str, float]) -> np.ndarray:
+def prepare(example: bytes, preprocessing: Preprocessing) -> np.ndarray:
     """(4,) float32."""
-    return np.array(read(example), dtype=np.float32) * np.float32(preprocessing["scale"])
+    return np.array(read(example), dtype=np.float32) * np.float32(preprocessing.scale)
 
 
 def parse(value: object) -> bytes:

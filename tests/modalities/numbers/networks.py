@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from .files import COUNT
+from .preprocessing import Preprocessing
 
 
 def build_network(architecture: str, num_outputs: int, head_dropout: float = 0.0) -> nn.Module:
@@ -21,6 +22,6 @@ def load_backbone(network: nn.Module, weights: Mapping[str, Tensor], head: Seque
     """Never called: there are no pretrained networks for numbers."""
 
 
-def network_input(examples: Tensor, preprocessing: Mapping[str, float]) -> Tensor:
+def network_input(examples: Tensor, preprocessing: Preprocessing) -> Tensor:
     """As they are."""
     return examples

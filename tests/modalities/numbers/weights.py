@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from ...errors import CheckpointError
 from ..contract import Described
+from .preprocessing import Preprocessing
 from .settings import Finetune
 
 
@@ -12,6 +13,6 @@ def describe_weights(name: str) -> tuple[str, Described]:
     raise CheckpointError(f"there are no weights {name!r} for numbers")
 
 
-def preprocessing_for(base: Mapping[str, object] | None, settings: Finetune) -> dict[str, float]:
+def preprocessing_for(base: Mapping[str, object] | None, settings: Finetune) -> Preprocessing:
     """A scale."""
-    return {"scale": 0.5}
+    return Preprocessing(0.5)
