@@ -263,13 +263,13 @@ def _release(settings: Register, case: Case) -> Version:
 def _require_answers(settings: Register, case: Case) -> None:
     """The released weights, read by the code that is installed here, answer as they did."""
     version = case.version
-    with tempfile.TemporaryDirectory(prefix="refit-release-") as temporary, _reading(version):
-        data = versions.fetch_bare(version, case.bundle, settings, Path(temporary))
-        stored = tracking.read_file(settings, f"{version.uri}/refit/golden.json")
-    evidence.require_same_files(
-        {"golden.json": evidence.digest_of(stored)}, {"golden.json": case.bundle.files["golden.json"]}, version.uri
-    )
-    _check(data, parse_record(stored, Golden, EvidenceError, version.uri), version.uri)
+    with tempfile.TemporaryDirectory(prefix="refit-release-") as temporary:
+        with _reading(version):
+            data = versions.fetch_bare(version, case.bundle, settings, Path(temporary))
+            stored = tracking.read_file(settings, f"{version.uri}/refit/golden.json")
+        name = "golden.json"
+        evidence.require_same_files({name: evidence.digest_of(stored)}, {name: case.bundle.files[name]}, version.uri)
+        _check(data, parse_record(stored, Golden, EvidenceError, version.uri), version.uri)
 
 
 def _check(model: Bare | Packed, golden: Golden, name: str) -> None:

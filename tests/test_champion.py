@@ -95,8 +95,6 @@ def test_a_champion_that_was_taken_away_is_not_no_champion(registry: str) -> Non
     for act in (champion, compare, register_candidate, lambda: promote.promote("1", "x", is_forced=True)):
         refuses(act, made)
     refuses(lambda: versions.find("champion", load_params().register), made)
-    (Path.cwd() / ".dvc").mkdir()
-    (Path.cwd() / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
     assert "names no champion" in describe(gather())
     assert promote.rollback("1", "who did that?").to == f"models:/{registry}/1"
     assert champion().version == "1"

@@ -76,11 +76,9 @@ def test_no_answer_is_not_no_champion(promoted: Path, monkeypatch: pytest.Monkey
 @pytest.fixture
 def without_cats(promoted: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same, in a project that DVC drives, with good images of dogs and eels and none of cats."""
-    from dvc.repo import Repo
 
     shutil.rmtree("data/images/cat")
     write_image_folder(Path("data/images"), ("eel",), per_class=60)
-    Repo.init(no_scm=True)
     everything = (ROOT / "dvc.yaml").read_text()
     first = everything[everything.index("  environment:") : everything.index("  sample:")]
     stages = everything[everything.index("  ingest:") : everything.index("plots:")]

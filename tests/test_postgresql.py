@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from refit.errors import TrackingUnavailableError
-from refit.gate import decide as gate
 from refit.gate.decide import Check, Decision
 from refit.params import load_params
 from refit.registry import tracking
+from tasks import compare as comparing
 from tasks import promote
 from tasks.compare import compare
 from tasks.register import register_candidate
@@ -64,7 +64,7 @@ def test_the_whole_decision_on_postgresql(
     database: str, committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passing = Decision("pass", (Check("accuracy", "pass", "fine", 0.0),), None)
-    monkeypatch.setattr(gate, "decide", lambda *_arguments: passing)
+    monkeypatch.setattr(comparing, "decide", lambda *_arguments: passing)
     port, home = free_port(), tmp_path / "server"
     home.mkdir()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -13,6 +14,7 @@ from flows import reproduce
 from flows.tools import commits
 from refit.errors import EvidenceError, WorkspaceError
 from refit.files import sha256_of_json
+from refit.gate.evidence import GitState
 from refit.params import load_params
 from refit.registry import versions
 from refit.registry.provenance import NONE, UNKNOWN, Provenance, doubt_of, git_state, untracked_source
@@ -75,7 +77,7 @@ def hang(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (repository / "git").write_text("#!/bin/sh\nexec sleep 60\n")
     (repository / "git").chmod(0o755)
     monkeypatch.setenv("PATH", f"{repository}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr("tasks.provenance._SECONDS", 0.05)
+    monkeypatch.setattr("refit.registry.provenance._SECONDS", 0.05)
 
 
 @pytest.mark.parametrize("break_it", [refuse_as_another_user, take_git_away, damage, lose_objects, hang])
@@ -85,7 +87,7 @@ def test_what_git_does_not_tell_is_unknown(
     break_it(repository, monkeypatch)
     state = git_state()
     assert (state.is_dirty, state.diff, state.is_exact) == (None, "", False)
-    assert state.tags["refit.git_dirty"] == state.evidence["dirty"] == UNKNOWN
+    assert state.tags["refit.git_dirty"] == state.evidence.dirty == UNKNOWN
     assert state.commit == UNKNOWN or break_it is lose_objects
     if break_it is not hang:  # nobody who waits for a commit wants it to be given up
         with pytest.raises(WorkspaceError, match="git"):
@@ -164,15 +166,16 @@ def test_the_difference_makes_the_same_files_of_the_commit_whatever_they_are(
     [
         ("f" * 40, False, None),
         ("f" * 40, True, r"changes that commit ffffffffffff does not hold: commit them .*`refit register`.*--commit`"),
-        ("f" * 40, None, "git did not tell"),
         ("f" * 40, UNKNOWN, "git did not tell"),
         (UNKNOWN, UNKNOWN, "git did not tell"),
         (NONE, UNKNOWN, "outside of git"),
         (NONE, False, "outside of git"),  # as it was written before
     ],
 )
-def test_only_a_known_clean_commit_leaves_no_doubt(commit: str, dirty: object, expected: str | None) -> None:
-    doubt = doubt_of({"commit": commit, "dirty": dirty, "diff_sha256": sha256_of_json("")})
+def test_only_a_known_clean_commit_leaves_no_doubt(
+    commit: str, dirty: bool | Literal["unknown"], expected: str | None
+) -> None:
+    doubt = doubt_of(GitState(commit, dirty, sha256_of_json("")))
     assert (doubt is None) if expected is None else re.search(expected, str(doubt))
 
 
@@ -182,7 +185,9 @@ def test_untracked_source_comes_along_when_a_version_is_made_again(committed: Pa
     version = register.register_candidate().version
     clone = tmp_path / "clone"
     git("clone", "--quiet", str(committed), str(clone))
-    reproduce._apply_changes(version, versions.bundle_of(version, load_params().register), clone)
+    said: list[str] = []
+    reproduce._apply_changes(version, versions.bundle_of(version, load_params().register), clone, said.append)
+    assert "extra.py" in said[0]
     assert (clone / "extra.py").read_bytes() == (committed / "extra.py").read_bytes()
 
 

@@ -11,7 +11,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from flows.reproduce import judge
+from flows.reproduce import Measure, judge
 
 from .conftest import change_params
 from .servers import free_port, serving
@@ -108,8 +108,8 @@ def test_a_version_whose_code_does_something_else_is_found_out(
     story: tuple[Path, dict[str, str], dict[str, Any]], tmp_path: Path
 ) -> None:
     """The outcome is judged from the digests and measures of what was trained again."""
-    same = {"accuracy": {"there": 0.9, "here": 0.905, "within": 0.01}}
-    worse = {"accuracy": {"there": 0.9, "here": 0.88, "within": 0.01}}
+    same = {"accuracy": Measure(there=0.9, here=0.905, within=0.01)}
+    worse = {"accuracy": Measure(there=0.9, here=0.88, within=0.01)}
     assert judge({}, same) == "identical"
     assert judge({"weights_sha256": ["a", "b"]}, same) == "equivalent"
     assert judge({"weights_sha256": ["a", "b"]}, worse) == "different"

@@ -16,6 +16,7 @@ from refit import paths
 from refit.errors import TrackingUnavailableError
 from refit.locks import one_at_a_time
 from refit.params import load_params
+from refit.records import digest_of_record
 from refit.registry import claims, local_registry, tracking
 from tasks.register import register_candidate
 
@@ -155,8 +156,7 @@ def claimed_elsewhere(trained: Path, no_probe: None) -> str:
 def registered_digest() -> str:
     from tasks import register
 
-    card, validation = (json.loads(file.read_text()) for file in (paths.MODEL_CARD, paths.VALIDATION_SUMMARY))
-    return register.sha256_of_json(register._lineage(load_params(), card, validation))
+    return digest_of_record(register._read_run().digests)
 
 
 def test_who_sees_another_claim_waits(
