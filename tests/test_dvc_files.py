@@ -27,7 +27,7 @@ CONFLICT = "<<<<<<< HEAD\n  a: 1\n=======\n  b: 2\n>>>>>>> theirs\n"
 
 DAMAGES = [
     ("dvc.lock", LOCK + CONFLICT, "dvc.lock, line 8, is damaged: a merge conflict was left in it; `git checkout HEAD"),
-    ("dvc.lock", "a: [1\nb", "dvc.lock, line 2, is damaged: no YAML (did not find expected"),
+    ("dvc.lock", "a: [1\nb", "dvc.lock, line 2, is damaged: no YAML ("),
     ("dvc.lock", LOCK[:60], "dvc.lock, line 5, is damaged: no YAML"),
     ("dvc.lock", "schema: '3.0'\nstages: {}\n", "dvc.lock is damaged: invalid schema version at schema"),
     ("dvc.lock", "schema: '2.0'\nstages:\n  work: 3\n", "line 3, is damaged: expected a dictionary at stages.work"),
