@@ -60,7 +60,7 @@ def test_two_versions_and_a_users_own_modules_live_in_one_process(
     first, second, picture = two_models
     for name in ("tasks", "refit"):
         (tmp_path / f"{name}.py").write_text("OWNER = 'user'\n")
-    command = [sys.executable, "-c", USER, *map(str, (tmp_path, first, second, picture))]
+    command = [sys.executable, "-B", "-c", USER, *map(str, (tmp_path, first, second, picture))]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     num_packages, tasks, refit, probability, mirrored = done.stdout.split()
