@@ -32,7 +32,7 @@ from refit.registry import versions
 from refit.registry.probe import without_secrets
 from refit.registry.provenance import NONE, UNKNOWN, doubt_of
 from refit.registry.records import Version
-from refit.registry.tracking import read_file
+from refit.registry.tracking import EVIDENCE_TAG, read_file
 
 TOLERANCES = {
     "accuracy": 0.01,
@@ -87,7 +87,7 @@ def reproduce(asked: str, say: Callable[[str], None], folder: Path | None = None
     if commit in (NONE, UNKNOWN) or bundle.git.dirty == UNKNOWN:
         raise EvidenceError(f"{version.uri} cannot be made again: {doubt_of(bundle.git)}")
     environment = environment_differences(bundle)
-    say(f"{version.uri}: commit {commit[:12]}, evidence {version.tags['refit.evidence'][:12]}")
+    say(f"{version.uri}: commit {commit[:12]}, evidence {version.tags[EVIDENCE_TAG][:12]}")
     for name, (there, here) in environment.items():
         say(f"environment: {name} was {there}, here it is {here}; equal bits are not promised")
     if not environment:

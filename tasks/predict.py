@@ -32,9 +32,8 @@ def predict_files(files: Sequence[Path], uri: str | None) -> list[Prediction]:
         DataError: a file is missing or cannot be read as an example.
         CheckpointError, TrackingError: the model cannot be loaded.
     """
-    contents = [
-        _read(file, load_params().data.modality) for file in files
-    ]  # mistakes are named before a model is loaded
+    modality_name = load_params().data.modality
+    contents = [_read(file, modality_name) for file in files]  # mistakes are named before a model is loaded
     with tempfile.TemporaryDirectory(prefix="refit-model-") as folder:
         model = Bare(paths.MODEL_WEIGHTS, paths.MODEL_CARD) if uri is None else _fetch(uri, Path(folder))
         from refit.model.classifier import Classifier

@@ -11,7 +11,6 @@ Only pictures that were decoded are kept. A failure is looked at again each time
 libwebp and libtiff say of a good file that it is damaged when they get no memory.
 """
 
-import hashlib
 import multiprocessing
 import os
 import sys
@@ -116,8 +115,7 @@ def _digest(example: Example) -> str:
     if example.error is not None or not example.path.is_file():
         return "none"
     try:
-        with example.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of_file(example.path)
     except (OSError, MemoryError):
         return "none"
 

@@ -170,8 +170,4 @@ def _note(move: Move) -> str:
         return "the champion was moved by somebody else at the same time"
     if not move.is_forced:
         return ""
-    return (
-        "without the gate's consent"
-        if move.verdict != "pass"
-        else "although its commit or a rejection spoke against it"
-    )
+    return _AGAINST_THE_GATE if move.verdict != "pass" else "although its commit or a rejection spoke against it"

@@ -16,7 +16,7 @@ from ..errors import WorkspaceError
 from ..model.card import read_card
 from ..params import Params, Register
 from ..records import read_record
-from . import releases, tracking, versions
+from . import local_registry, releases, tracking, versions
 from .records import Version
 
 
@@ -47,6 +47,5 @@ def classes_of(version: Version, settings: Register) -> tuple[str, ...]:
 
 def _is_not_made_yet(settings: Register) -> bool:
     """A local database is made by the first registration; asking would make it, and take seconds."""
-    address = tracking.tracking_uri(settings)
-    file = address.removeprefix("sqlite:///")
-    return file != address and not Path(file).exists()
+    file = local_registry.database_of(tracking.tracking_uri(settings))
+    return file is not None and not file.exists()

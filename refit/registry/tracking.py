@@ -98,12 +98,14 @@ def _register(
     renew: Callable[[], None],
 ) -> tuple[Version, bool]:
     name = candidates(settings)
-    found = _find_version(client, name, record.content_digest)
+    found = _find_version(client, name, CONTENT_TAG, record.content_digest)
     if is_new := found is None:
         run_id, model_uri = _log_run(client, record, settings)
         digest = _log_evidence(client, run_id, _proven(model_uri, prove))
         renew()
-        found = _find_version(client, name, record.content_digest)  # of somebody who took this process for dead
+        found = _find_version(
+            client, name, CONTENT_TAG, record.content_digest
+        )  # of somebody who took this process for dead
         is_new = found is None
         found = found or _create_version(client, record, name, run_id, model_uri, digest)
     elif found.tags.get(COMPARISON_TAG) != record.comparison_digest or _is_cleaner(record, found):
@@ -156,9 +158,8 @@ def read_file(settings: Register, uri: str) -> bytes:
 def version_with_tag(settings: Register, tag: str, value: str) -> Version | None:
     """The first candidate that carries a tag with this value."""
     with connected(settings) as client:
-        found = client.search_model_versions(f"name='{candidates(settings)}' and tags.`{tag}`='{value}'")
-        ready = [version for version in found if version.status == "READY"]
-        return as_version(min(ready, key=lambda version: int(version.version))) if ready else None
+        found = _find_version(client, candidates(settings), tag, value)
+        return None if found is None else as_version(found)
 
 
 def end_runs(settings: Register, server_id: str, is_over: Callable[[str], bool]) -> list[str]:
@@ -251,8 +252,9 @@ def _without_password(text: str, uri: str) -> str:
     return text
 
 
-def _find_version(client: "MlflowClient", name: str, content_digest: str) -> "ModelVersion | None":
-    found = client.search_model_versions(f"name='{name}' and tags.`{CONTENT_TAG}`='{content_digest}'")
+def _find_version(client: "MlflowClient", name: str, tag: str, value: str) -> "ModelVersion | None":
+    """The first that is ready."""
+    found = client.search_model_versions(f"name='{name}' and tags.`{tag}`='{value}'")
     ready = [version for version in found if version.status == "READY"]
     return min(ready, key=lambda version: int(version.version), default=None)
 
