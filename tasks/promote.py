@@ -281,16 +281,8 @@ def _check(model: Bare | Packed, golden: Golden, name: str) -> None:
 
 
 def _draft(settings: Register, kind: str, reason: str, case: Case, champion: Version | None, is_forced: bool) -> Move:
-    move_id, when = releases.new_id()
-    return Move(
-        id=move_id,
-        kind=kind,
-        state="begun",
-        who=releases.actor(settings),
-        when=when,
-        reason=reason.strip(),
-        from_version=None if champion is None else champion.version,
-        to_version=None,
+    return dataclasses.replace(
+        releases.new_move(settings, kind, reason, None if champion is None else champion.version),
         candidate=case.version.tags.get(releases.CANDIDATE_TAG, case.version.uri),
         evidence=case.digest,
         verdict=case.verdict,

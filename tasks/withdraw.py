@@ -6,12 +6,13 @@ It moves nothing: MLflow lets only who manages a model delete an alias. It is th
 that the pipeline cannot write, without which a registry that names no champion is not believed (`releases.champion`).
 """
 
+import dataclasses
 import datetime
 
 from refit.errors import RefusedError
 from refit.gate import history
-from refit.gate.history import Move, Outcome
-from refit.params import Register, load_params
+from refit.gate.history import Outcome
+from refit.params import load_params
 from refit.registry import releases, tracking
 from refit.registry.tracking import CHAMPION
 
@@ -33,24 +34,9 @@ def withdraw(reason: str, is_dry_run: bool = False) -> Outcome:
         )
     if claims := history.claims(past, datetime.datetime.now(datetime.UTC)):
         raise RefusedError(f"{claims[0].who} is deciding about {settings.model_name} right now; see `refit history`")
-    move = _draft(settings, past, reason)
+    move = dataclasses.replace(
+        releases.new_move(settings, "withdraw", reason, history.last_champion(past)), state="done"
+    )
     if not is_dry_run:
         releases.write_move(settings, move)
     return Outcome(move.kind, None, move.from_version, None, "", "", move.reason, move.who, is_dry_run=is_dry_run)
-
-
-def _draft(settings: Register, past: list[Move], reason: str) -> Move:
-    move_id, when = releases.new_id()
-    return Move(
-        id=move_id,
-        kind="withdraw",
-        state="done",
-        who=releases.actor(settings),
-        when=when,
-        reason=reason.strip(),
-        from_version=history.last_champion(past),
-        to_version=None,
-        candidate=None,
-        evidence="",
-        verdict="",
-    )

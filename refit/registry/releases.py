@@ -219,7 +219,19 @@ def write_move(settings: Register, move: Move) -> None:
         client.set_registered_model_tag(settings.model_name, *history.as_tag(move))
 
 
-def new_id() -> tuple[str, str]:
-    """(id, time) of a decision."""
+def new_move(settings: Register, kind: str, reason: str, from_version: str | None) -> Move:
+    """A decision that begins now, by whoever asks for it; what it is about is for the caller to add."""
     now = datetime.datetime.now(datetime.UTC)
-    return f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}", now.isoformat()
+    return Move(
+        id=f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}",
+        kind=kind,
+        state="begun",
+        who=actor(settings),
+        when=now.isoformat(),
+        reason=reason.strip(),
+        from_version=from_version,
+        to_version=None,
+        candidate=None,
+        evidence="",
+        verdict="",
+    )
