@@ -24,11 +24,13 @@ says whether the same call may succeed later.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from .paths import STAGE_OUTPUTS
+from .stopping import Stopped, leaving_on_sigterm
 
 
 class RefitError(Exception):
@@ -192,10 +194,12 @@ def exit_with(error: RefitError) -> NoReturn:
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage's `main` as a process: a RefitError becomes one line and an exit code.
 
-    So does the lack of a file that another stage makes.
+    So does the lack of a file that another stage makes. SIGTERM and Ctrl-C leave with 143 and 130, and unwind what was
+    begun; `refit/stopping.py` has what saves its state first.
     """
     try:
-        main()
+        with leaving_on_sigterm():
+            main()
     except RefitError as error:
         exit_with(error)
     except FileNotFoundError as error:
@@ -205,4 +209,4 @@ def run_stage(main: Callable[[], None]) -> None:
                     exit_with(WorkspaceError(f"{output} is missing; run `dvc repro {stage}`"))
         raise
     except KeyboardInterrupt:
-        sys.exit(130)
+        raise Stopped(signal.SIGINT) from None

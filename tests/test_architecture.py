@@ -20,7 +20,7 @@ STAGES = tuple(STAGE_OUTPUTS)
 EFFECTS = ("compare", "register", "promote", "withdraw", "predict")
 ROOMS = ("scoring", "modality", "data", "checkpoint", "model", "training", "gate", "registry", "reports")
 """Of refit/, from the bottom: a room uses those before it, and the ground."""
-GROUND = {"errors", "params", "paths", "progress", "files", "records", "locks", "collector"}
+GROUND = {"errors", "params", "paths", "progress", "files", "records", "locks", "collector", "stopping"}
 """What every file may use. Not among a stage's `deps`.
 
 `files` among it: it decides how a result is spelt (the layout of JSON, CSV and Parquet), not what it is. As a dep of
