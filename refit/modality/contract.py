@@ -107,12 +107,24 @@ class Examples(Protocol):
     def picture(self, prepared: "np.ndarray") -> str: ...
 
 
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers that learn together, or are frozen together: a block of a network."""
+
+    name: str  # of the module it starts with, such as layer3.1
+    parameters: tuple[str, ...]  # names, in the order of `named_parameters`
+
+
 class Networks(Protocol):
-    """`networks.py`. `network_input` takes (n, …) as `prepare` gives them, or as `augment` changed them."""
+    """`networks.py`. `network_input` takes (n, …) as `prepare` gives them, or as `augment` changed them.
+
+    `layer_groups` has every parameter in one group, from the input to the output; `head` is the last group alone."""
 
     def build_network(self, architecture: str, num_outputs: int, head_dropout: float = 0.0) -> "nn.Module": ...
 
     def head_parameters(self, network: "nn.Module", num_outputs: int) -> list[str]: ...
+
+    def layer_groups(self, network: "nn.Module", head: Sequence[str]) -> list[LayerGroup]: ...
 
     def load_backbone(
         self, network: "nn.Module", weights: "Mapping[str, Tensor]", head: Sequence[str], origin: str

@@ -1,3 +1,3 @@
 """The loop, what it reads, and what makes it repeatable."""
 
-__all__ = ["determinism", "examples", "loop"]
+__all__ = ["determinism", "examples", "frozen", "loop"]

@@ -1,6 +1,6 @@
 """The networks that read pictures: torchvision's classifiers. A registered model carries this."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...errors import CheckpointError
+from ..contract import LayerGroup
 from .preprocessing import Preprocessing
 
 _AUXILIARY_HEADS = ("AuxLogits.", "aux1.", "aux2.")  # of inception and googlenet: for training from scratch only
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def build_network(architecture: str, num_outputs: int, head_dropout: float = 0.0) -> nn.Module:
@@ -47,6 +49,54 @@ def _head(network: nn.Module, num_outputs: int) -> tuple[str, nn.Module]:
         or (isinstance(module, nn.Conv2d) and module.out_channels == num_outputs)
     ]
     return heads[-1]
+
+
+def layer_groups(network: nn.Module, head: Sequence[str]) -> list[LayerGroup]:
+    """The blocks of a network from the input to the output, each with its parameters; `head` is the last one.
+
+    Blocks are found in the tree of modules: lists and sequences are split, and so is what holds a list of blocks. What
+    has no weights of its own, such as a norm or a token, belongs to the block before it, and to the first one if there
+    is none. The order is that in which the network's modules were defined.
+    """
+    order = {name: index for index, (name, _) in enumerate(network.named_parameters())}
+    waiting = order.keys() - set(head)
+    found: list[tuple[str, list[str]]] = []
+    for name, parameters, is_block in _units(network, "", frozenset(waiting), frozenset(head)):
+        own = [parameter for parameter in parameters if parameter in waiting]  # a shared one counts once
+        waiting -= set(own)
+        if found and (not is_block or not found[-1][0]):
+            found[-1] = (found[-1][0] or (name if is_block else ""), found[-1][1] + own)
+        elif own:
+            found.append((name if is_block else "", own))
+    found.append((head[0].rpartition(".")[0], list(head)))
+    return [LayerGroup(name, tuple(sorted(parameters, key=order.__getitem__))) for name, parameters in found]
+
+
+def _units(
+    module: nn.Module, name: str, backbone: frozenset[str], head: frozenset[str]
+) -> Iterator[tuple[str, list[str], bool]]:
+    """(name, names of parameters, whether it is a block) in the order of the tree of modules."""
+    prefix = f"{name}." if name else ""
+    everything = {f"{prefix}{own}" for own, _ in module.named_parameters()}
+    is_split = everything >= backbone or not head.isdisjoint(everything) or _is_split(module)
+    own = [f"{prefix}{own}" for own, _ in module.named_parameters(recurse=not is_split)]
+    yield name, own, not is_split and _num_layers(module) > 0
+    for child_name, child in module.named_children() if is_split else ():
+        yield from _units(child, f"{prefix}{child_name}", backbone, head)
+
+
+def _is_split(module: nn.Module) -> bool:
+    """Whether a module is several blocks. Two layers side by side inside of a block do not make it two."""
+    if isinstance(module, _CONTAINERS):
+        children = list(module.children())
+        return sum(_num_layers(child) > 0 for child in children) > 1 or any(map(_is_split, children))
+    lists = (part for part in module.modules() if isinstance(part, _CONTAINERS))
+    return any(sum(_num_layers(child) > 1 for child in part.children()) > 1 for part in lists)
+
+
+def _num_layers(module: nn.Module) -> int:
+    """How many modules in it have weights: a convolution or a linear layer with its norm is one."""
+    return sum(any(weight.ndim > 1 for weight in part.parameters(recurse=False)) for part in module.modules())
 
 
 def load_backbone(network: nn.Module, weights: Mapping[str, Tensor], head: Sequence[str], origin: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from ..contract import LayerGroup
 from .files import COUNT
 from .preprocessing import Preprocessing
 
@@ -16,6 +17,11 @@ def build_network(architecture: str, num_outputs: int, head_dropout: float = 0.0
 def head_parameters(network: nn.Module, num_outputs: int) -> list[str]:
     """The last layer's."""
     return ["2.weight", "2.bias"]
+
+
+def layer_groups(network: nn.Module, head: Sequence[str]) -> list[LayerGroup]:
+    """Two layers."""
+    return [LayerGroup("0", ("0.weight", "0.bias")), LayerGroup("2", ("2.weight", "2.bias"))]
 
 
 def load_backbone(network: nn.Module, weights: Mapping[str, Tensor], head: Sequence[str], origin: str) -> None:
