@@ -59,12 +59,8 @@ def split(network: nn.Module, frozen: Collection[str], sample: Tensor) -> Split 
         for cut in (_cut_by_trace, _cut_at_module):
             found = cut(network, trainable, sample)
             if found and torch.equal(found.suffix.eval()(found.prefix(sample)), whole):
-                break
-        else:
-            found = None
-    # Within an autocast block, weights cast without gradients would be used again by the training.
-    torch.clear_autocast_cache()  # type: ignore[no-untyped-call]
-    return found
+                return found
+    return None
 
 
 def frozen_until(groups: Sequence[LayerGroup], module: str) -> list[str]:
