@@ -33,6 +33,7 @@ from refit.registry.probe import without_secrets
 from refit.registry.provenance import NONE, UNKNOWN, doubt_of
 from refit.registry.records import Version
 from refit.registry.tracking import EVIDENCE_TAG, read_file
+from refit.training.choices import Pinned, pin
 
 TOLERANCES = {
     "accuracy": 0.01,
@@ -97,6 +98,11 @@ def reproduce(asked: str, say: Callable[[str], None], folder: Path | None = None
         _clone(commit, clone)
         _apply_changes(version, bundle, clone, say)
         _require_lock(bundle, clone)
+        chosen = bundle.environment
+        pin(
+            clone,
+            Pinned(precision=chosen.precision, num_threads=chosen.num_threads, stopped_after=chosen.stopped_after),
+        )
         _bring_data(clone, say)
         _train(clone, say)
         digests, measures = compared(bundle, clone)
@@ -107,10 +113,11 @@ def environment_differences(bundle: Bundle) -> dict[str, tuple[object, object]]:
     """Name -> (then, here) of what has to be equal for equal bits. What was not recorded then is not compared."""
     from refit.training.determinism import be_deterministic, environment
 
-    settings = bundle.params["finetune"]
+    settings, recorded = bundle.params["finetune"], bundle.environment
     assert isinstance(settings, Mapping)
-    device = be_deterministic(settings["num_threads"], "auto" if settings["device"] == "cuda" else settings["device"])
-    then, here = (dataclasses.asdict(found) for found in (bundle.environment, environment(device)))
+    device = be_deterministic(recorded.num_threads, "auto" if settings["device"] == "cuda" else settings["device"])
+    found = dataclasses.replace(environment(device, recorded.precision), stopped_after=recorded.stopped_after)
+    then, here = dataclasses.asdict(recorded), dataclasses.asdict(found)
     is_recorded = bundle.environment.numpy is not None  # since format 2 of the card
     return {
         name: (then[name], here[name])

@@ -29,6 +29,9 @@ MODEL_WEIGHTS = Path("models/model.safetensors")  # finetune
 MODEL_CARD = Path("models/model.json")
 HISTORY = Path("plots/history.csv")
 
+LIVE_HISTORY = Path(".refit/live/history.csv")  # finetune, while it trains; DVC knows nothing of these
+WORK = Path(".refit/live/work.json")
+
 METRICS = Path("metrics/evaluation.json")  # evaluate
 EVALUATION = Path("reports/evaluation.json")
 PREDICTIONS = Path("data/predictions.parquet")

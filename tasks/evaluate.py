@@ -8,38 +8,40 @@
 `predictions.parquet` has path, sha256, label, predicted, confidence, and one column `p:<class>` per class.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
+import torch
 
 from refit import modality, paths
 from refit.errors import run_stage
 from refit.files import publish_json, publish_table, publish_text
 from refit.model.classifier import Classifier
 from refit.params import load_params
-from refit.progress import say
+from refit.progress import say, track
 from refit.records import as_plain, publish_record
 from refit.reports.evaluation import WorstError, evaluation_page
 from refit.scoring import metrics
 from refit.scoring.evaluation import evaluate
+from refit.training.choices import num_threads
 from refit.training.determinism import be_deterministic
-from refit.training.examples import read_inputs
+from refit.training.examples import Examples, read_split
+
+_PIECE = 256
+"""Images that are in memory at once."""
 
 
 def main() -> None:
     params = load_params()
-    device = be_deterministic(params.finetune.num_threads, params.finetune.device)
+    device = be_deterministic(num_threads(params.finetune.num_threads, params.finetune.shards), params.finetune.device)
     classifier = Classifier.load(paths.MODEL_WEIGHTS, paths.MODEL_CARD, device)
     accepted = pd.read_parquet(paths.ACCEPTED)
     test = accepted[accepted["split"] == "test"].reset_index(drop=True)
-    files = list(zip(test["path"], test["sha256"], strict=True))
-    inputs = read_inputs(files, classifier.card.modality, classifier.preprocessing, "read test")
+    examples = read_split(test, "test", classifier.classes, classifier.card.modality, classifier.preprocessing)
 
-    probabilities = classifier.probabilities(inputs)  # (n, num_classes)
-    labels = np.array([classifier.classes.index(label) for label in test["label"]])
-    scored = metrics.score(probabilities, labels)
+    probabilities = np.concatenate(list(_probabilities(classifier, examples)))  # (n, num_classes)
+    scored = metrics.score(probabilities, examples.labels)
     settings = params.evaluate
     evaluation = evaluate(
         scored,
@@ -57,13 +59,20 @@ def main() -> None:
     publish_table(paths.PREDICTIONS, predictions)
     publish_table(paths.CONFUSION_PLOT, predictions[["label", "predicted"]].rename(columns={"label": "actual"}))
     publish_table(paths.RELIABILITY_PLOT, pd.DataFrame(evaluation.reliability))
-    worst = _worst_errors(predictions, inputs, classifier.card.modality, settings.worst_errors)
+    worst = _worst_errors(predictions, examples, classifier.card.modality, settings.worst_errors)
     publish_text(paths.EVALUATION_REPORT, evaluation_page(evaluation, worst))
     accuracy = evaluation.overall["accuracy"]
     say(
         f"test accuracy {accuracy.value:.4f} ({settings.confidence:.0%} interval {accuracy.low:.4f} to "
         f"{accuracy.high:.4f}) on {len(test):,} images: {paths.EVALUATION_REPORT}"
     )
+
+
+def _probabilities(classifier: Classifier, examples: Examples) -> Iterator[np.ndarray]:
+    starts = range(0, len(examples), _PIECE)
+    for start in track(starts, "evaluate", len(starts)):
+        rows = np.arange(start, min(start + _PIECE, len(examples)))
+        yield classifier.probabilities(torch.from_numpy(examples.rows.gather(rows)))
 
 
 def _predictions(
@@ -75,13 +84,13 @@ def _predictions(
     )
 
 
-def _worst_errors(predictions: pd.DataFrame, inputs: Tensor, modality_name: str, count: int) -> list[WorstError]:
+def _worst_errors(predictions: pd.DataFrame, examples: Examples, modality_name: str, count: int) -> list[WorstError]:
     """The mistakes that the model was most certain of, as the network saw them."""
     wrong = predictions[predictions["predicted"] != predictions["label"]]
     worst = wrong.sort_values(["confidence", "path"], ascending=[False, True]).head(count)
     picture = modality.examples(modality_name).picture
     columns = (worst[name] for name in ("path", "label", "predicted", "confidence"))
-    pictures = [picture(inputs[int(row)].numpy()) for row in worst.index]
+    pictures = [picture(prepared) for prepared in examples.rows.gather(worst.index.to_numpy())]
     return [WorstError(*row) for row in zip(*columns, pictures, strict=True)]
 
 

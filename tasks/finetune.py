@@ -2,58 +2,102 @@
 
     python -m tasks.finetune      data/accepted.parquet, its files, checkpoints/base.* and `finetune` params
                                   -> models/model.safetensors, models/model.json, plots/history.csv
+    torchrun … -m tasks.finetune  the same bytes, by as many processes as `finetune.shards` allows
 
 model.json is the model's card (`refit/model/card.py`): all that is needed to use the weights, and to know where they
-came from.
+came from. A training that was killed goes on where it was (`refit/training/state.py`).
 """
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import refit
 from refit import modality, paths
 from refit.checkpoint.card import BaseCard
 from refit.data.digests import data_digest, split_digest
 from refit.errors import CheckpointError, ParamsError, run_stage
-from refit.files import publish_table, publishing, sha256_of_file
+from refit.files import publish_json, publish_table, publishing, sha256_of_file, sha256_of_json
 from refit.modality.contract import Opaque
-from refit.model.card import FORMAT, Card, Lineage, ValidationMeasures
-from refit.model.classifier import predict_logits
+from refit.model.card import FORMAT, Card, Environment, Lineage, ValidationMeasures
 from refit.params import Params, load_params, training_digest
 from refit.progress import say
-from refit.records import as_plain, publish_record, read_record
+from refit.records import as_plain, digest_of_record, publish_record, read_record
+from refit.training.choices import num_threads, pinned
 from refit.training.determinism import be_deterministic, environment
 from refit.training.examples import Examples, read_split
-from refit.training.loop import Feed, Fitted, feed_of, fit
+from refit.training.job import Feed, Job
+from refit.training.loop import Fitted, fit
+from refit.training.plan import Facts, make_plan
+from refit.training.precision import choose_precision
+from refit.training.shards import Ranks, started
+from refit.training.state import Keeper, as_table
 
 
 def main() -> None:
     params = load_params()
-    name = params.data.modality
-    device = be_deterministic(params.finetune.num_threads, params.finetune.device)
+    settings = params.finetune
+    device = be_deterministic(num_threads(settings.num_threads, settings.shards), settings.device)
+    with started("tasks.finetune", settings.shards, device) as ranks:
+        _finetune(params, device, ranks)
+
+
+def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
+    settings, name = params.finetune, params.data.modality
     accepted = pd.read_parquet(paths.ACCEPTED)
     classes = sorted(set(params.validate.labels or ()) | set(accepted["label"]))
     base = read_record(paths.BASE_CARD, BaseCard, CheckpointError, "; run `dvc repro -f fetch`")
     preprocessing = modality.weights(name).preprocessing_for(base.preprocessing, params.of_modality.finetune)
 
     torch.manual_seed(params.seed)  # the new head starts from random weights
-    network = modality.networks(name).build_network(params.finetune.model, len(classes), params.finetune.head_dropout)
+    network = modality.networks(name).build_network(settings.model, len(classes), settings.head_dropout)
     head = modality.networks(name).head_parameters(network, len(classes))
     _load_base(network, head, base, name)
-    feed = feed_of(name, preprocessing, params.of_modality.finetune)
+    network.to(device)
     train, val = (read_split(accepted, split, classes, name, preprocessing) for split in ("train", "val"))
-    _try_out(network, train, feed, params.finetune.model, name)
-    say(f"{params.finetune.model} for {len(classes)} classes, {len(train.labels):,} examples, on {device}")
-    fitted = fit(network.to(device), head, train.to(device), val.to(device), feed, params.finetune, params.seed)
-
+    feed = _feed(name, preprocessing, params.of_modality.finetune)
+    groups = modality.networks(name).layer_groups(network, head)
+    facts = Facts(num_train=len(train), num_classes=len(classes), is_pretrained=base.num_tensors > 0)
+    plan = make_plan(facts, groups, settings)
+    sample = _try_out(network, train, feed, plan.batch_size, device, settings.model, name)
+    precision, reason = choose_precision(network, sample, settings, environment(device))
+    made_in = environment(device, precision)
+    job = Job(
+        network=network,
+        groups=groups,
+        num_classes=len(classes),
+        train=train,
+        val=val,
+        feed=feed,
+        plan=plan,
+        settings=settings,
+        seed=params.seed,
+        device=device,
+        precision=precision,
+        features_key=sha256_of_json([settings.model, as_plain(made_in), _code_digest(name)]),
+        stopped_after=pinned().stopped_after,
+    )
+    say(f"{settings.model} for {len(classes)} classes, {len(train):,} examples, on {device}")
+    for line in (*plan.in_words(), f"{precision}: {reason}", f"{made_in.num_threads} threads"):
+        say(f"  {line}")
+    keeper = Keeper(_fingerprint(params, accepted, base, job, made_in))
+    fitted = fit(job, keeper, ranks)
+    if not ranks.is_first:
+        return
+    if len(fitted.history) < job.plan.epochs and settings.max_minutes is not None:
+        made_in = dataclasses.replace(made_in, stopped_after=len(fitted.history))
     with publishing(paths.MODEL_WEIGHTS) as partial_file:
         save_file({name: tensor.contiguous() for name, tensor in fitted.weights.items()}, partial_file)
-    publish_table(paths.HISTORY, pd.DataFrame([dataclasses.asdict(row) for row in fitted.history]))
-    publish_record(paths.MODEL_CARD, _card(params, classes, preprocessing, base, accepted, fitted, device))
+    publish_table(paths.HISTORY, as_table(fitted.history))
+    publish_record(paths.MODEL_CARD, _card(params, classes, preprocessing, base, accepted, fitted, job, made_in))
+    publish_json(paths.WORK, dataclasses.asdict(fitted.work))
+    keeper.clear()
     say(f"epoch {fitted.best_epoch} is the best on validation: {paths.MODEL_WEIGHTS}")
 
 
@@ -66,16 +110,61 @@ def _load_base(network: nn.Module, head: list[str], base: BaseCard, modality_nam
         modality.networks(modality_name).load_backbone(network, load_file(paths.BASE_WEIGHTS), head, base.uri)
 
 
-def _try_out(network: nn.Module, train: Examples, feed: Feed, architecture: str, modality_name: str) -> None:
-    """One example through the network, since each architecture has its own idea of what is too small."""
+def _feed(modality_name: str, preprocessing: Opaque, settings: Opaque) -> Feed:
+    """The modality's functions; `settings` are what it adds to the section `finetune`."""
+    augmentation = modality.augmentation(modality_name)
+    return Feed(
+        network_input=partial(modality.networks(modality_name).network_input, preprocessing=preprocessing),
+        augment=partial(augmentation.augment, settings=settings),
+        num_draws=augmentation.NUM_DRAWS,
+    )
+
+
+def _try_out(
+    network: nn.Module,
+    train: Examples,
+    feed: Feed,
+    batch_size: int,
+    device: torch.device,
+    architecture: str,
+    modality_name: str,
+) -> torch.Tensor:
+    """Some examples, once they went through the network: each architecture has its own idea of what is too small."""
+    prepared = torch.from_numpy(train.some(min(batch_size, 16))).to(device)
+    inputs = feed.network_input(prepared)
     try:
-        predict_logits(network, train.inputs[:1], feed.network_input, batch_size=1)
+        with torch.inference_mode():
+            network.eval()(inputs[:1])
     except (RuntimeError, AssertionError, ValueError) as error:  # torchvision's ViT asserts, others fail in a kernel
-        size = "x".join(str(side) for side in train.inputs.shape[2:])
+        size = "x".join(str(side) for side in prepared.shape[2:])
         raise ParamsError(
             f"`finetune.model` {architecture} does not take examples of {size} ({' '.join(str(error).split())}); give "
             f"them another size in `{modality_name}.finetune`"
         ) from None
+    return inputs
+
+
+def _code_digest(modality_name: str) -> str:
+    """Of the code that trains: another one has neither use for the state of a killed training nor for features."""
+    root = Path(refit.__file__).parent
+    folders = (root / "training", root / "model", root / "modality" / modality_name)
+    files = [Path(__file__), *(file for folder in folders for file in sorted(folder.glob("*.py")))]
+    return sha256_of_json([sha256_of_file(file) for file in files])
+
+
+def _fingerprint(params: Params, accepted: pd.DataFrame, base: BaseCard, job: Job, made_in: Environment) -> str:
+    """Of all that decides the result: a state of another training is never picked up."""
+    return sha256_of_json(
+        [
+            data_digest(accepted),
+            split_digest(accepted),
+            base.sha256,
+            training_digest(params),
+            digest_of_record(made_in),
+            job.features_key,
+            job.train.shelf.key,
+        ]
+    )
 
 
 def _card(
@@ -85,7 +174,8 @@ def _card(
     base: BaseCard,
     accepted: pd.DataFrame,
     fitted: Fitted,
-    device: torch.device,
+    job: Job,
+    made_in: Environment,
 ) -> Card:
     best = fitted.history[fitted.best_epoch - 1]
     return Card(
@@ -106,7 +196,8 @@ def _card(
             base_sha256=base.sha256,
             params_digest=training_digest(params),
         ),
-        environment=environment(device),
+        environment=made_in,
+        plan=job.plan.in_words(),
     )
 
 

@@ -30,6 +30,7 @@ from refit.registry.probe import Bare, Packed, serving_check
 from refit.registry.provenance import doubt_of
 from refit.registry.records import CONTENT_TAG, Version
 from refit.registry.tracking import CHAMPION, EVIDENCE_TAG, PREVIOUS
+from refit.training.choices import num_threads
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,13 @@ def _require_answers(settings: Register, case: Case) -> None:
 
 def _check(model: Bare | Packed, golden: Golden, name: str) -> None:
     params = load_params()
-    serving_check(model, golden, params.finetune.num_threads, params.gate.max_probability_error, name)
+    serving_check(
+        model,
+        golden,
+        num_threads(params.finetune.num_threads, params.finetune.shards),
+        params.gate.max_probability_error,
+        name,
+    )
 
 
 # The move itself

@@ -1,6 +1,7 @@
 """params.yaml: every mistake is named, with what is allowed."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,10 @@ def test_the_schema_in_the_repository_is_that_of_the_code() -> None:
             "resnet-18",
             "`finetune.model` is 'resnet-18', which is not known; did you mean `resnet18`?",
         ),
-        ("finetune.trainable", "hed", "did you mean `head`?; allowed: all, head"),
+        ("finetune.strategy", "hed", "did you mean `head`?; allowed: auto, head, lp_ft, staged, full"),
         ("finetune.epochs", 0, "`finetune.epochs` is 0, it should be greater than or equal to 1"),
         ("finetune.epochs", 2.5, "`finetune.epochs` is 2.5, it should be a valid integer"),
-        ("finetune.learning_rate", "fast", "`finetune.learning_rate` is 'fast', it should be a valid number"),
+        ("finetune.learning_rate", "fast", "`finetune.learning_rate` is 'fast', it should be a valid number, or auto"),
         ("finetune.learning_rate", 2.0, "less than or equal to 1"),
         ("seed", True, "`seed` is True, it should be a valid integer"),
         ("seed", -1, "greater than or equal to 0"),
@@ -100,8 +101,12 @@ def test_all_mistakes_are_reported_together(project: Path) -> None:
     ("changes", "expected"),
     [
         ({"checkpoint.uri": "scratch", "checkpoint.sha256": "0" * 64, "image.finetune.size": 32}, "no effect"),
-        ({"checkpoint.uri": "scratch", "finetune.trainable": "head", "image.finetune.size": 32}, "random weights"),
+        ({"checkpoint.uri": "scratch", "finetune.strategy": "head", "image.finetune.size": 32}, "random weights"),
         ({"checkpoint.uri": "scratch", "checkpoint.sha256": None}, "`image.finetune.size` must be a number"),
+        ({"finetune.shards": 3}, "a power of two"),
+        ({"finetune.shards": 4, "finetune.batch_size": 6}, "at least twice `finetune.shards`"),
+        ({"finetune.strategy": "head", "finetune.mixup": 0.2}, "`finetune.mixup` has no effect"),
+        ({"finetune.views": 3}, "`finetune.views` has no effect"),
         ({"data.test_fraction": 0.6, "data.val_fraction": 0.5}, "leave nothing to train on"),
     ],
 )
@@ -133,7 +138,7 @@ def test_a_malformed_file_is_one_line(project: Path, text: str, expected: str) -
 
 def test_a_missing_file_and_a_missing_key_are_named(project: Path) -> None:
     text = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(text.replace("  batch_size: 64\n", ""))
+    (project / "params.yaml").write_text(re.sub(r"  batch_size: .*\n", "", text))
     with pytest.raises(ParamsError, match=r"`finetune\.batch_size` is missing"):
         load_params()
     (project / "params.yaml").unlink()

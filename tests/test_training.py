@@ -1,14 +1,11 @@
-"""The training core and the image modality, on tiny networks and tensors. One process, one torch import."""
+"""The image modality, and the stages around the training core, on tiny networks. One process, one torch import."""
 
 import dataclasses
 import io
 import json
-import os
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,212 +14,34 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
 from torchvision.transforms import v2
 
 from refit import paths
 from refit.checkpoint import convert as legacy
-from refit.errors import CheckpointError, DataError, ParamsError, TrainingError
+from refit.errors import CheckpointError, DataError, ParamsError
 from refit.modality.image import augment as augmentation
 from refit.modality.image import examples as pictures
 from refit.modality.image import files as image_file
 from refit.modality.image import networks as image
 from refit.modality.image import weights as published
-from refit.modality.image.preprocessing import Preprocessing
 from refit.modality.image.settings import ARCHITECTURES, Augment
 from refit.modality.image.settings import Finetune as ImageFinetune
-from refit.model.classifier import Classifier, predict_logits
+from refit.model.classifier import Classifier
 from refit.params import Params, load_params
 from refit.records import publish_record
-from refit.training import loop as training
-from refit.training.determinism import be_deterministic, example_keys
-from refit.training.examples import Examples
-from refit.training.loop import Epoch, Feed, best_epoch, fit, learning_rate_at, split_in_batches
+from refit.training.determinism import be_deterministic
 from tasks import evaluate, fetch, finetune, ingest, validate
 
 from .conftest import draw, write_image_folder
+from .trainings import PREPROCESSING
+from .trainings import pictures as tiny_pictures
 
-PREPROCESSING = Preprocessing(
-    resize_size=16, crop_size=16, interpolation="bilinear", mean=published.IMAGENET_MEAN, std=published.IMAGENET_STD
-)
 STILL = Augment(rotation=0.0, translation=0.0, scale=1.0, horizontal_flip=False)
 
 
 @pytest.fixture(autouse=True)
 def deterministic() -> None:
     be_deterministic(1, "cpu")
-
-
-def tiny_network(num_outputs: int = 3) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(8, num_outputs),
-    )  # fmt: skip
-
-
-def examples(count: int = 90) -> Examples:
-    """Three classes that differ in the channel that is bright."""
-    generator = np.random.default_rng(3)
-    labels = torch.arange(count) % 3
-    inputs = generator.integers(0, 120, (count, 3, 16, 16), dtype=np.uint8)
-    inputs[np.arange(count), labels.numpy()] += 80
-    return Examples(torch.from_numpy(inputs), labels, example_keys([f"{n:016x}" + "0" * 48 for n in range(count)]))
-
-
-def settings(**changes: Any) -> Any:
-    defaults: dict[str, Any] = {
-        "trainable": "all", "epochs": 4, "batch_size": 16, "learning_rate": 0.02, "head_learning_rate_factor": 1.0,
-        "weight_decay": 0.01, "warmup_fraction": 0.1, "label_smoothing": 0.1,
-    }  # fmt: skip
-    return SimpleNamespace(**defaults | changes)
-
-
-HEAD = ["5.weight", "5.bias"]
-FEED = Feed(
-    network_input=partial(image.network_input, preprocessing=PREPROCESSING),
-    augment=partial(
-        augmentation.distort, settings=Augment(rotation=20.0, translation=0.1, scale=1.2, horizontal_flip=True)
-    ),
-    num_draws=augmentation.NUM_DRAWS,
-)
-
-
-def run(train: Examples, seed: int = 1, network: nn.Module | None = None, **changes: Any) -> training.Fitted:
-    network = network or tiny_network()
-    return fit(network, HEAD, train, examples(30), FEED, settings(**changes), seed)
-
-
-def equal(left: training.Fitted, right: training.Fitted) -> bool:
-    return left.history == right.history and all(
-        torch.equal(left.weights[name], right.weights[name]) for name in left.weights
-    )
-
-
-def test_it_learns() -> None:
-    fitted = run(examples(), epochs=8)
-    assert fitted.history[-1].train_loss < fitted.history[0].train_loss
-    assert max(row.val_accuracy for row in fitted.history) > 0.9
-
-
-def test_the_same_again_gives_the_same_bits() -> None:
-    torch.manual_seed(99)  # the state of torch's generator must not matter
-    first = run(examples())
-    torch.manual_seed(100)
-    torch.rand(7)
-    assert equal(first, run(examples()))
-
-
-def test_the_order_in_which_examples_come_does_not_matter() -> None:
-    train = examples()
-    turned = Examples(train.inputs.flip(0), train.labels.flip(0), train.keys[::-1].copy())
-    assert equal(run(train), run(turned))
-
-
-def test_another_seed_gives_another_result() -> None:
-    assert not equal(run(examples(), seed=1), run(examples(), seed=2))
-
-
-def test_dropout_is_repeatable_too() -> None:
-    def dropping() -> nn.Module:
-        network = tiny_network()
-        network.insert(5, nn.Dropout(0.5))  # type: ignore[operator]
-        return network
-
-    head = ["6.weight", "6.bias"]
-    first, second = (fit(dropping(), head, examples(), examples(30), FEED, settings(), 1) for _ in range(2))
-    assert equal(first, second)
-
-
-def test_a_frozen_backbone_does_not_move_and_the_head_does() -> None:
-    network = tiny_network()
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    fitted = run(examples(), network=network, trainable="head")
-    for name, tensor in before.items():
-        assert torch.equal(fitted.weights[name], tensor) == (name not in HEAD), name
-
-
-def test_the_weights_kept_are_those_of_the_best_epoch() -> None:
-    fitted = run(examples(), learning_rate=0.3, epochs=6)
-    network = tiny_network()
-    network.load_state_dict(fitted.weights)
-    val = examples(30)
-    logits = predict_logits(network, val.inputs, FEED.network_input, 16)
-    accuracy = (logits.argmax(1) == val.labels.numpy()).mean()
-    assert accuracy == fitted.history[fitted.best_epoch - 1].val_accuracy
-    assert accuracy == max(row.val_accuracy for row in fitted.history)
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ([(0.5, 1.0), (0.7, 2.0), (0.6, 0.5)], 2),
-        ([(0.7, 1.0), (0.7, 0.9), (0.7, 0.95)], 2),
-        ([(0.7, 1.0), (0.7, 1.0)], 1),
-    ],
-)
-def test_the_best_epoch(rows: list[tuple[float, float]], expected: int) -> None:
-    history = [Epoch(number, 0, 0, 0, loss, accuracy) for number, (accuracy, loss) in enumerate(rows, start=1)]
-    assert best_epoch(history) == expected
-
-
-def test_a_loss_that_is_not_finite_stops_the_run() -> None:
-    with pytest.raises(TrainingError, match=r"the loss is nan in epoch 1, batch 1; try a lower"):
-        network = tiny_network()
-        network[5].bias.data.fill_(float("nan"))  # type: ignore[index, union-attr, operator]
-        run(examples(), network=network)
-
-
-class Unrepeatable(nn.Module):
-    """Refuses as torch does where it has no deterministic kernel."""
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError(
-            "adaptive_max_pool2d_backward_cuda does not have a deterministic implementation, but you set "
-            "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation, …"
-        )
-
-
-def test_a_network_that_cannot_be_trained_repeatably_is_said_to_be_so() -> None:
-    network = tiny_network()
-    network[0] = Unrepeatable()  # type: ignore[operator]
-    expected = (
-        "adaptive_max_pool2d_backward_cuda has no deterministic implementation there; set `finetune.device` to cpu"
-    )
-    with pytest.raises(TrainingError, match=expected):
-        run(examples(), network=network)
-
-
-def test_the_workspace_of_cublas_is_fixed_unless_the_user_has_done_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    be_deterministic(1, "cpu")
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    be_deterministic(1, "cpu")
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-
-
-def test_the_learning_rate_rises_and_falls() -> None:
-    rates = [learning_rate_at(step, 100, 0.1) for step in range(101)]
-    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
-    assert rates[10] == 1
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[100] == pytest.approx(0)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert learning_rate_at(0, 10, 0.0) == 1
-
-
-@pytest.mark.parametrize(
-    ("count", "size", "expected"), [(10, 5, [5, 5]), (11, 5, [5, 6]), (12, 5, [5, 5, 2]), (3, 5, [3]), (1, 5, [1])]
-)
-def test_no_batch_of_one(count: int, size: int, expected: list[int]) -> None:
-    assert [piece.stop - piece.start for piece in split_in_batches(count, size)] == expected
-
-
-def test_the_head_learns_faster_and_norms_do_not_decay() -> None:
-    optimizer = training._optimizer(tiny_network(), HEAD, settings(head_learning_rate_factor=10.0))
-    groups = {(group["lr"], group["weight_decay"]): len(group["params"]) for group in optimizer.param_groups}
-    assert groups == {(0.02, 0.01): 1, (0.02, 0.0): 3, (0.2, 0.01): 1, (0.2, 0.0): 1}
 
 
 # The image modality
@@ -373,13 +192,13 @@ def test_networks_from_tensorflow_get_the_range_of_inputs_that_they_were_trained
 
 
 def test_no_augmentation_changes_nothing() -> None:
-    inputs = examples(6).inputs
+    inputs = torch.from_numpy(tiny_pictures(6)[0])
     same = augmentation.distort(inputs, torch.rand(6, augmentation.NUM_DRAWS), STILL)
     assert torch.allclose(same, inputs.float(), atol=1e-3)
 
 
 def test_augmentation_flips_turns_and_shifts() -> None:
-    inputs = examples(2).inputs
+    inputs = torch.from_numpy(tiny_pictures(2)[0])
     draws = torch.full((2, 5), 0.5)
     draws[0, 4], draws[1, 4] = 0.1, 0.9
     flipped = augmentation.distort(

@@ -28,6 +28,8 @@ class Environment:
     libjpeg: str | None = None  # of Pillow: another decoder gives other pixels
     cuda: str | None = None
     cudnn: str | None = None
+    precision: Literal["fp32", "bf16"] | None = None  # of the training's big products
+    stopped_after: int | None = None  # epochs, of a training whose `finetune.max_minutes` were over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,7 @@ class Card:
     weights_sha256: str
     lineage: Lineage
     environment: Environment
+    plan: tuple[str, ...] = ()  # what was done, and what was decided for each `auto`, with the reason
 
 
 FORMAT: Literal[2] = 2

@@ -21,7 +21,7 @@ from ..errors import ParamsError
 from ..files import sha256_of_json
 from ..paths import PARAMS
 from .addresses import without_credentials
-from .problems import contradictions, describe, nearest
+from .problems import OR_AUTO, contradictions, describe, nearest
 from .sections import (
     SPLITS,
     STRICT,
@@ -99,7 +99,11 @@ def _checked(adapter: TypeAdapter[Any], raw: Any, problems: list[str], section: 
     try:
         return adapter.validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        problems += [describe(detail, adapter, section) for detail in error.errors(include_url=False)]
+        problems += [
+            describe(detail, adapter, section)
+            for detail in error.errors(include_url=False)
+            if detail["loc"][-1] != OR_AUTO  # said with what is wrong with it as a number
+        ]
 
 
 def as_dict(params: Any) -> dict[str, Any]:

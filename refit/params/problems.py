@@ -11,10 +11,16 @@ from pydantic_core import ErrorDetails
 from .addresses import USERINFO, refusal_of_source, without_credentials
 from .sections import Params
 
+OR_AUTO = "literal['auto']"
+"""pydantic's name of the word that may stand for a number."""
+
+_NOT_KEYS = ("str", "int", "float", "tuple[str, ...]", "nullable")
+_NUMBERS_OR_AUTO = ("constrained-int", "constrained-float")
+
 
 def describe(detail: ErrorDetails, adapter: TypeAdapter[Any], section: str | None) -> str:
     """One thing that pydantic complains of; `section` is where the adapter's type stands in params.yaml."""
-    location = [part for part in detail["loc"] if part not in ("str", "int", "float", "tuple[str, ...]", "nullable")]
+    location = [part for part in detail["loc"] if part not in (*_NOT_KEYS, *_NUMBERS_OR_AUTO)]
     key = ".".join(str(part) for part in (section, *location) if part is not None)
     match detail["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
@@ -31,7 +37,8 @@ def describe(detail: ErrorDetails, adapter: TypeAdapter[Any], section: str | Non
         case "dataclass_type" | "dataclass_exact_type":
             return f"`{key}` must be a section with keys, found {detail['input']!r}"
     message = detail["msg"].removeprefix("Input should ").removeprefix("String should ")
-    return f"`{key}` is {detail['input']!r}, it should {message}"
+    or_auto = ", or auto" if detail["loc"][-1] in _NUMBERS_OR_AUTO else ""
+    return f"`{key}` is {detail['input']!r}, it should {message}{or_auto}"
 
 
 def _known_keys(section: Any, location: list[Any]) -> list[str]:
@@ -63,7 +70,7 @@ def contradictions(params: Params, settings: Any) -> list[str]:
         problems.append(refusal)
     if labels is not None and (both := sorted(set(labels) & set(params.validate.retired_labels))):
         problems.append(f"`validate.labels` allows {', '.join(both)}, which `validate.retired_labels` gives up")
-    return problems + _checkpoint_contradictions(params)
+    return problems + _finetune_contradictions(params) + _checkpoint_contradictions(params)
 
 
 def _modality_contradictions(params: Params, settings: Any) -> list[str]:
@@ -77,6 +84,29 @@ def _modality_contradictions(params: Params, settings: Any) -> list[str]:
     ] + settings.contradictions(params.of_modality, params.checkpoint.uri == "scratch")
 
 
+def _finetune_contradictions(params: Params) -> list[str]:
+    finetune = params.finetune
+    problems = []
+    if finetune.shards & (finetune.shards - 1):
+        problems.append(f"`finetune.shards` is {finetune.shards}; it should be a power of two, such as 4")
+    if finetune.batch_size != "auto" and finetune.batch_size < 2 * finetune.shards:
+        problems.append("`finetune.batch_size` must be at least twice `finetune.shards`: batch norm needs two images")
+    if finetune.strategy == "head":
+        problems += [
+            f"`finetune.{name}` has no effect with `finetune.strategy: head`; set it to {off}"
+            for name, found, off in (
+                ("freeze_until", finetune.freeze_until, "null"),
+                ("mixup", finetune.mixup, "0"),
+                ("cutmix", finetune.cutmix, "0"),
+                ("layer_decay", finetune.layer_decay, "1"),
+            )
+            if found not in (None, 0.0, 1.0)
+        ]
+    if finetune.strategy == "full" and finetune.freeze_until is None and finetune.views != 1:
+        problems.append("`finetune.views` has no effect where no layer is frozen; set it to 1")
+    return problems
+
+
 def _checkpoint_contradictions(params: Params) -> list[str]:
     checkpoint, finetune = params.checkpoint, params.finetune
     if USERINFO.search(checkpoint.uri):
@@ -88,8 +118,12 @@ def _checkpoint_contradictions(params: Params) -> list[str]:
         problems = []
         if checkpoint.sha256 is not None:
             problems.append("`checkpoint.sha256` has no effect with `checkpoint.uri: scratch`; set it to null")
-        if finetune.trainable == "head":
-            problems.append("`finetune.trainable: head` would leave random weights as they are; use `all`")
+        if finetune.strategy != "full" and finetune.strategy != "auto":
+            problems.append(
+                f"`finetune.strategy: {finetune.strategy}` would leave random weights as they are; use `full`"
+            )
+        if finetune.freeze_until is not None:
+            problems.append("`finetune.freeze_until` would leave random weights as they are; set it to null")
         return problems
     if not re.match(r"^(file:.|https?://.|torchvision:.)", checkpoint.uri):
         return [

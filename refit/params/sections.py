@@ -82,23 +82,79 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Finetune:
-    """The model and how it is trained."""
+    """The model and how it is trained. `auto` is decided by refit/training/plan.py, with a reason that is printed."""
 
     model: Annotated[str, Field(min_length=1, description="The network, in the names of its library.")]
-    trainable: Annotated[Literal["all", "head"], Field(description="`head` leaves the pretrained backbone as it is.")]
+    strategy: Annotated[
+        Literal["auto", "head", "lp_ft", "staged", "full"],
+        Field(
+            description="What learns. head: the new output layer only; lp_ft: first that, then all; staged: from the "
+            "top down, in three steps; full: all at once."
+        ),
+    ]
+    freeze_until: Annotated[
+        str | None, Field(description="A module of the network, such as layer2: it and all before it never learn.")
+    ]
+    views: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1000,
+            description="Copies of an image whose features are kept while layers are frozen: the image as it is, and "
+            "this many less one that are augmented. Epochs take turns.",
+        ),
+    ]
     head_dropout: Annotated[Fraction, Field(description="Dropout before the new output layer.")]
-    epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0, description="AdamW's peak rate, for the backbone.")]
+    epochs: Annotated[Count, Field(description="Passes over the images. The probe of lp_ft and staged comes on top.")]
+    max_steps: Annotated[Count | None, Field(description="At most so many steps in all; fewer epochs if need be.")]
+    max_minutes: Annotated[
+        float | None, Field(gt=0.0, description="Begin no epoch that would end later than this. The card says which.")
+    ]
+    early_stopping_epochs: Annotated[
+        Count | None, Field(description="Stop after so many epochs without a better one on validation.")
+    ]
+    batch_size: Annotated[Annotated[int, Field(ge=2)] | Literal["auto"], Field(description="Images in a step.")]
+    shards: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1024,
+            description="A power of two: each batch is cut into so many, computed one after the other (less memory) or "
+            "by as many processes; the same bits either way.",
+        ),
+    ]
+    learning_rate: Annotated[
+        Annotated[float, Field(gt=0.0, le=1.0)] | Literal["auto"],
+        Field(description="AdamW's peak rate at the top of the backbone."),
+    ]
     head_learning_rate_factor: Annotated[
         float, Field(gt=0.0, le=1000.0, description="The new output layer learns this many times faster.")
     ]
+    layer_decay: Annotated[
+        float,
+        Field(gt=0.0, le=1.0, description="Each block learns so many times as fast as the one above."),
+    ]
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0, description="Not applied to biases and norms.")]
     warmup_fraction: Annotated[Fraction, Field(description="Share of the steps with a rising rate, before the cosine.")]
+    gradient_clip: Annotated[float | None, Field(gt=0.0, description="Largest norm of a step's gradient.")]
+    ema_decay: Annotated[
+        float, Field(ge=0.0, lt=1.0, description="Of the average of the weights that is kept in their place. 0: none.")
+    ]
     label_smoothing: Fraction
+    mixup: Annotated[float, Field(ge=0.0, le=10.0, description="Blend pairs of images; Beta(mixup, mixup). 0: never.")]
+    cutmix: Annotated[float, Field(ge=0.0, le=10.0, description="Paste a part of another image. 0: never.")]
+    class_balance: Annotated[
+        Literal["none", "sampling", "weights"],
+        Field(description="Rare classes are drawn more often, or count more, until all count the same."),
+    ]
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU if there is one.")]
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        Field(description="Of the big products. auto: bf16 where clearly faster."),
+    ]
     num_threads: Annotated[
-        int, Field(ge=1, le=1024, description="CPU threads of torch. Part of what makes a result repeatable.")
+        Annotated[int, Field(ge=1, le=1024)] | Literal["auto"],
+        Field(description="CPU threads of torch; they decide the last bits. auto: all cores, or 1 with shards."),
     ]
 
 

@@ -28,6 +28,7 @@ _CARRIED = (
     "files.py",
     "paths.py",
     "records.py",
+    "stopping.py",
     "model/__init__.py",
     "model/card.py",
     "model/classifier.py",

@@ -1,3 +1,21 @@
-"""The loop, what it reads, and what makes it repeatable."""
+"""The loop, what it reads, and what makes it repeatable.
 
-__all__ = ["determinism", "examples", "frozen", "loop"]
+loop          the epochs, and what is kept of them         plan        what is decided before it begins
+step          one step; `shards` on several processes      state       what a killed training goes on from
+features      batches of a phase; `frozen` layers run once cache       what was computed once, on disk
+examples      from files to arrays                         precision   fp32 or bf16, by a probe
+optimizer     rates, schedule, average                     determinism randomness without state
+"""
+
+__all__ = [
+    "choices",
+    "determinism",
+    "examples",
+    "job",
+    "loop",
+    "optimizer",
+    "plan",
+    "precision",
+    "shards",
+    "state",
+]

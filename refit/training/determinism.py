@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..model.card import Environment
+from .choices import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -71,8 +72,8 @@ def be_deterministic(num_threads: int, device: str) -> "torch.device":
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def environment(device: "torch.device") -> Environment:
-    """The environment class of what is made here."""
+def environment(device: "torch.device", precision: Precision | None = None) -> Environment:
+    """The environment class of what is made here; `precision`: of a training."""
     import torch
     from PIL import features
 
@@ -83,6 +84,7 @@ def environment(device: "torch.device") -> Environment:
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
         num_threads=torch.get_num_threads(),
+        precision=precision,
         torch=str(torch.__version__),
         torchvision=version("torchvision"),
         numpy=version("numpy"),

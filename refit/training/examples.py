@@ -1,58 +1,62 @@
-"""From files to one array: what the loop and the evaluation read."""
+"""From files to batches: what the loop and the evaluation read.
+
+Each example is decoded once; what comes out is kept (`cache.py`), keyed by the bytes of the file, the preprocessing and
+the code and libraries that do it.
+"""
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from .. import modality
 from ..errors import DataError
+from ..files import sha256_of_file, sha256_of_json
 from ..modality.contract import Opaque
 from ..progress import track
+from ..records import as_plain
+from .cache import FORMAT, Produce, Rows, Shelf
 from .determinism import example_keys
+
+_PIECE = 64
+"""Examples that are decoded side by side, and held in memory until they are kept."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Prepared examples of one split."""
+    """The examples of one split. Nothing is read before it is asked for."""
 
-    inputs: Tensor  # (n, …) as the modality prepares them
-    labels: Tensor  # (n,) int64
-    keys: np.ndarray  # (n,) uint64, identities for the counter-based randomness
+    sha256s: tuple[str, ...]  # of the files' bytes
+    labels: np.ndarray  # (n,) int64
+    shelf: Shelf
+    prepare: Produce
 
-    def to(self, device: torch.device) -> "Examples":
-        """The same with its tensors on `device`."""
-        return Examples(self.inputs.to(device), self.labels.to(device), self.keys)
+    def __len__(self) -> int:
+        return len(self.sha256s)
 
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """(n,) uint64, identities for the counter-based randomness."""
+        return example_keys(self.sha256s)
 
-def read_inputs(files: Sequence[tuple[str, str]], modality_name: str, preprocessing: Opaque, what: str) -> Tensor:
-    """Prepare files, each given as (path, SHA-256), in threads: one array (n, …).
+    @cached_property
+    def rows(self) -> Rows:
+        """Prepared examples, (n, …) as the modality prepares them. The first time, what is not kept is decoded.
 
-    Raises:
-        DataError: a file is gone, or is not the one that was validated, or cannot be read any more.
-    """
-    prepare = modality.examples(modality_name).prepare
+        Raises:
+            DataError: a file is gone, or is not the one that was validated, or cannot be read any more.
+        """
+        return self.shelf.rows([bytes.fromhex(sha256) for sha256 in self.sha256s], self.prepare)
 
-    def read(file: tuple[str, str]) -> np.ndarray:
-        try:
-            return prepare(_verified_bytes(*file), preprocessing)
-        except ValueError as error:
-            raise DataError(f"{file[0]} was validated but cannot be read now: {error}") from None
-
-    inputs = np.empty((0,))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index, prepared in enumerate(track(pool.map(read, files), what, len(files))):
-            if index == 0:
-                inputs = np.empty((len(files), *prepared.shape), dtype=prepared.dtype)
-            inputs[index] = prepared
-    return torch.from_numpy(inputs)
+    def some(self, count: int) -> np.ndarray:
+        """(count, …): prepared examples, the first ones again and again, without reading the others."""
+        return np.concatenate(list(self.prepare(np.resize(np.arange(min(count, len(self))), count))))
 
 
 def read_split(
@@ -63,9 +67,48 @@ def read_split(
     files = list(zip(rows["path"], rows["sha256"], strict=True))
     indices = {label: index for index, label in enumerate(classes)}
     return Examples(
-        inputs=read_inputs(files, modality_name, preprocessing, f"read {split}"),
-        labels=torch.tensor([indices[label] for label in rows["label"]]),
-        keys=example_keys(list(rows["sha256"])),
+        sha256s=tuple(rows["sha256"]),
+        labels=np.array([indices[label] for label in rows["label"]], dtype=np.int64),
+        shelf=Shelf("decoded", _preparation_digest(modality_name, preprocessing)),
+        prepare=_Preparation(files, modality_name, preprocessing, f"read {split}"),
+    )
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """Prepares files, each given as (path, SHA-256), in threads."""
+
+    files: Sequence[tuple[str, str]]
+    modality_name: str
+    preprocessing: Opaque
+    what: str
+
+    def __call__(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        pieces = [indices[start : start + _PIECE] for start in range(0, len(indices), _PIECE)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for piece in track(pieces, self.what, len(pieces)) if len(pieces) > 1 else pieces:
+                yield np.stack(list(pool.map(self._read, piece)))
+
+    def _read(self, index: int) -> np.ndarray:
+        path, sha256 = self.files[index]
+        try:
+            return modality.examples(self.modality_name).prepare(_verified_bytes(path, sha256), self.preprocessing)
+        except ValueError as error:
+            raise DataError(f"{path} was validated but cannot be read now: {error}") from None
+
+
+def _preparation_digest(modality_name: str, preprocessing: Opaque) -> str:
+    """Of all that decides a prepared example, beside the bytes of its file."""
+    files = modality.files(modality_name)
+    code = [files.__file__, modality.examples(modality_name).__file__]  # type: ignore[attr-defined]
+    return sha256_of_json(
+        [
+            FORMAT,
+            modality_name,
+            as_plain(preprocessing),
+            dict(files.decided_by()),
+            [sha256_of_file(Path(file)) for file in code],
+        ]
     )
 
 

@@ -1,62 +1,39 @@
 """The training loop. It knows batches and labels; what an example is, it is told by `Feed`.
 
-    fitted = fit(network, head, train, val, feed, settings, seed)
+    fitted = fit(job, keeper)
 
 Deterministic: the order of an epoch and every augmentation are functions of (seed, epoch, example); torch's own
-generator, which dropout uses, is seeded anew for each step.
+generator, which dropout uses, is seeded anew for each step and shard. So a training that was killed goes on from its
+last saved state, on as many processes as there are now, and ends with the same bits.
 """
 
+import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from safetensors.torch import load
+from torch import Tensor
 
-from .. import modality
 from ..errors import TrainingError
-from ..modality.contract import Opaque
-from ..model.classifier import predict_logits
-from ..params import Finetune
-from ..progress import say
+from ..progress import TrainingProgress, say, training_progress
 from ..scoring import metrics
-from .determinism import step_seed, uniforms
-from .examples import Examples
+from ..stopping import Stopped, stop_requests
+from .determinism import uniforms
+from .features import Stream, Work, stream_for
+from .job import Job
+from .plan import Phase, num_steps
+from .precision import autocast
+from .shards import Ranks
+from .state import Epoch, Keeper, Position, parse
+from .step import Learner
 
-
-@dataclass(frozen=True)
-class Feed:
-    """How prepared examples reach the network: the modality's functions, with its settings bound to them."""
-
-    network_input: Callable[[Tensor], Tensor]  # (n, …) prepared or changed -> what the network reads
-    augment: Callable[[Tensor, Tensor], Tensor]  # (n, …) and (n, num_draws) float32 in [0, 1) -> (n, …), changed
-    num_draws: int
-
-
-def feed_of(modality_name: str, preprocessing: Opaque, settings: Opaque) -> Feed:
-    """The feed of a modality; `settings` are what it adds to the section `finetune`."""
-    augmentation = modality.augmentation(modality_name)
-    return Feed(
-        network_input=partial(modality.networks(modality_name).network_input, preprocessing=preprocessing),
-        augment=partial(augmentation.augment, settings=settings),
-        num_draws=augmentation.NUM_DRAWS,
-    )
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One row of the history. Losses are in nats; accuracies in [0, 1]."""
-
-    epoch: int
-    learning_rate: float  # at the end of the epoch
-    train_loss: float  # with label smoothing and augmentation, as optimised
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
+_STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 16}
+"""How many steps a GPU may run ahead before their losses are looked at, which waits for it."""
 
 
 @dataclass(frozen=True)
@@ -67,112 +44,242 @@ class Fitted:
     best_epoch: int
     history: tuple[Epoch, ...]
     temperature: float  # fitted on validation, for calibrated probabilities
+    work: Work
 
 
-def fit(
-    network: nn.Module,
-    head: list[str],
-    train: Examples,
-    val: Examples,
-    feed: Feed,
-    settings: Finetune,
-    seed: int,
-) -> Fitted:
-    """Fine-tune `network` in place and keep the epoch that is best on validation.
+def fit(job: Job, keeper: Keeper | None = None, ranks: Ranks | None = None) -> Fitted:
+    """Fine-tune `job.network` in place and keep the epoch that is best on validation.
 
     Best is the highest validation accuracy; among equals the lowest validation loss, then the earliest.
 
     Raises:
         TrainingError: the loss is not finite, or the network has no deterministic kernel on this device.
+        Stopped: the process was asked to stop; its state is saved.
     """
-    loop = _Loop(network, train, feed, settings, seed, head)
-    history: list[Epoch] = []
-    best: dict[str, Tensor] = {}
-    best_logits = np.empty((0, 0))
-    val_labels = val.labels.cpu().numpy()
-    for epoch in range(settings.epochs):
-        with _kernels_explained():
-            train_loss, train_accuracy = loop.train_epoch(epoch)
-            logits = predict_logits(network, val.inputs, feed.network_input, settings.batch_size)
-        scored = metrics.score(metrics.softmax(logits), val_labels)
-        history.append(
-            Epoch(
-                epoch=epoch + 1,
-                learning_rate=loop.learning_rate,
-                train_loss=train_loss,
-                train_accuracy=train_accuracy,
+    run = _Run(job, keeper or Keeper(None), ranks or Ranks())
+    with _kernels_explained(), stop_requests() as requested, run.progress() as progress:
+        while (phase := run.phase()) is not None:
+            learner = run.begin(phase)
+            while run.position.epoch < phase.epochs and not run.is_over():
+                learner.stream.train_mode()
+                for rows in run.remaining_batches():
+                    sums = learner.step(rows, run.position, wants_stop=requested() is not None)
+                    run.count(rows, sums, learner, progress)
+                    run.save_if_due(learner, requested)
+                run.end_epoch(phase, learner)
+            run.end_phase()
+    return run.result()
+
+
+class _Run:
+    """A training that is going on: its position, and the best weights so far."""
+
+    def __init__(self, job: Job, keeper: Keeper, ranks: Ranks) -> None:
+        self.job, self.keeper, self.ranks = job, keeper, ranks
+        self.work = Work()
+        self.position = Position()
+        self.best: dict[str, Tensor] = {}  # what learns in any phase, and `logits` on validation; on the CPU
+        self.restored: dict[str, Tensor] = {}
+        self.pending: list[tuple[np.ndarray, Tensor]] = []  # steps whose losses nobody has looked at
+        self.stop_votes = 0.0
+        frozen = job.frozen(min(phase.first_group for phase in job.plan.phases))
+        self.moving = {name: tensor for name, tensor in job.network.state_dict().items() if name not in frozen}
+        self._restore()
+        self.started = time.monotonic() - self.position.seconds
+
+    def _restore(self) -> None:
+        data = self.ranks.from_first(self.keeper.load() if self.ranks.is_first else None)
+        if data is None:
+            return
+        self.position, tensors = parse(data)
+        for name, tensor in self.moving.items():
+            tensor.copy_(tensors.pop(f"network/{name}"))
+        self.restored = tensors
+        best = self.keeper.load_best(self.position.best_epoch) if self.ranks.is_first else None
+        if (best := self.ranks.from_first(best)) is not None:
+            self.best = load(best)
+        say(
+            f"going on after {self.position.steps_done:,} steps, in epoch {len(self.position.history) + 1} "
+            f"of {self.job.plan.epochs}"
+        )
+
+    def progress(self) -> AbstractContextManager[TrainingProgress]:
+        """Shows how the training gets on."""
+        steps = self.job.plan.epochs * num_steps(len(self.job.train), self.job.plan.batch_size)
+        if not self.ranks.is_first:
+            return nullcontext(TrainingProgress(steps, 0, lambda _: None, math.inf))
+        return training_progress(steps, done_steps=self.position.steps_done)
+
+    def phase(self) -> Phase | None:
+        """What is to be done next; None: nothing more."""
+        phases = self.job.plan.phases
+        return phases[self.position.phase] if self.position.phase < len(phases) else None
+
+    def begin(self, phase: Phase) -> Learner:
+        """The phase's learner, where it was left."""
+        stream = stream_for(self.job, phase, self.work)
+        learner = Learner(self.job, phase, stream, self.ranks)
+        if self.restored:
+            learner.load(self.restored)
+            self.restored = {}
+        return learner
+
+    def remaining_batches(self) -> Iterator[np.ndarray]:
+        """The rows of each batch of the present epoch that was not learned yet."""
+        order = epoch_order(self.job, len(self.position.history))
+        for batch in split_in_batches(len(order), self.job.plan.batch_size)[self.position.step :]:
+            yield order[batch]
+
+    def count(self, rows: np.ndarray, sums: Tensor, learner: Learner, progress: TrainingProgress) -> None:
+        """A step was made."""
+        self.pending.append((rows, sums))
+        self.position = dataclasses.replace(
+            self.position, step=self.position.step + 1, steps_done=self.position.steps_done + 1
+        )
+        self.work.steps += 1
+        if learner.stream.part == "whole":
+            self.work.whole_forwards += len(rows)
+        else:
+            self.work.rest_forwards += len(rows)
+        progress.step(len(rows), sums[0] / len(rows), sums[1] / len(rows))
+        if len(self.pending) >= _STEPS_BETWEEN_LOOKS[self.job.device.type]:
+            self._look()
+
+    def _look(self) -> None:
+        """Add up the losses of the steps since the last look."""
+        for rows, sums in self.pending:
+            loss_sum, num_correct, votes = sums.tolist()
+            if not math.isfinite(loss_sum):
+                raise TrainingError(self._diagnosis(rows, loss_sum))
+            self.stop_votes += votes
+            self.position = dataclasses.replace(
+                self.position,
+                loss_sum=self.position.loss_sum + loss_sum,
+                num_correct=self.position.num_correct + int(num_correct),
+            )
+        self.pending.clear()
+
+    def _diagnosis(self, rows: np.ndarray, loss_sum: float) -> str:
+        names = ", ".join(self.job.train.sha256s[row][:12] for row in rows[:8])
+        return (
+            f"the loss is {loss_sum} in epoch {len(self.position.history) + 1}, batch {self.position.step} (step "
+            f"{self.position.steps_done}); its examples begin with {names} (SHA-256). Try a lower "
+            "`finetune.learning_rate`, or set `finetune.gradient_clip`; the last saved state is kept"
+        )
+
+    def save_if_due(self, learner: Learner, requested: Callable[[], Stopped | None]) -> None:
+        """Save now and then; and at once where any rank was asked to stop, which is then obeyed."""
+        stops = self.stop_votes > 0
+        if not (stops or self.keeper.is_due()):
+            return
+        self._look()
+        if self.ranks.is_first:
+            network = {f"network/{name}": tensor for name, tensor in self.moving.items()}
+            position = dataclasses.replace(self.position, seconds=time.monotonic() - self.started)
+            self.keeper.save(position, network | learner.tensors(), self.best)
+        if stops:
+            raise requested() or Stopped(15)
+
+    def end_epoch(self, phase: Phase, learner: Learner) -> None:
+        """Validate, write down how the epoch went, and keep the weights if they are the best so far."""
+        self._look()
+        labels = self.job.val.labels
+        with learner.average.in_place():
+            logits = self._validation_logits(learner.stream)
+            scored = metrics.score(metrics.softmax(logits), labels)
+            row = Epoch(
+                epoch=len(self.position.history) + 1,
+                learning_rate=phase.learning_rate * learner.learning_rate(self.position),
+                train_loss=self.position.loss_sum / len(self.job.train),
+                train_accuracy=self.position.num_correct / len(self.job.train),
                 val_loss=metrics.negative_log_likelihood(scored),
                 val_accuracy=metrics.accuracy(scored),
             )
+            history = (*self.position.history, row)
+            best = best_epoch(history)
+            if best == row.epoch:
+                self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.moving.items()}
+                self.best["logits"] = torch.from_numpy(logits)
+        if self.ranks.is_first:
+            say(_line(row, self.job.plan.epochs))
+            self.keeper.publish(history)
+        self.position = dataclasses.replace(
+            self.position, epoch=self.position.epoch + 1, step=0, loss_sum=0.0, num_correct=0, history=history,
+            best_epoch=best, seconds=time.monotonic() - self.started,
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def _validation_logits(self, stream: Stream) -> np.ndarray:
+        """(n, num_classes) float32; each rank computes some batches, whole, and all get all."""
+        stream.logits.eval()
+        count, size = len(self.job.val), self.job.plan.batch_size
+        logits: Tensor | None = None
+        for index, start in enumerate(range(0, count, size)):
+            if index % self.ranks.count != self.ranks.index:
+                continue
+            rows = np.arange(start, min(start + size, count))
+            with autocast(self.job.device, self.job.precision):
+                found = stream.logits(stream.val(rows)).float()
+            if logits is None:
+                logits = torch.zeros(count, found.shape[1], device=found.device)
+            logits[start : start + len(rows)] = found
+            self.work.val_forwards += len(rows)
+        if logits is None:  # more ranks than batches
+            logits = torch.zeros(count, self.job.num_classes, device=self.job.device)
+        return np.asarray(self.ranks.tree_sum(logits).cpu().numpy())
+
+    def is_over(self) -> bool:
+        """Whether no further epoch is to be made, though the plan has some."""
+        history, settings = self.position.history, self.job.settings
+        if self.job.stopped_after is not None:
+            return len(history) >= self.job.stopped_after
+        patience = settings.early_stopping_epochs
+        is_last = self.position.phase == len(self.job.plan.phases) - 1
+        if patience is not None and is_last and self.position.epoch >= patience:
+            return len(history) - best_epoch(history) >= patience
+        if settings.max_minutes is None or not history:
+            return False
+        seconds = time.monotonic() - self.started
+        return seconds * (len(history) + 1) / len(history) > 60 * settings.max_minutes
+
+    def end_phase(self) -> None:
+        """Go to the next phase, or to the end."""
+        is_cut = self.position.epoch < self.job.plan.phases[self.position.phase].epochs
+        following = len(self.job.plan.phases) if is_cut else self.position.phase + 1
+        self.position = dataclasses.replace(self.position, phase=following, epoch=0)
+
+    def result(self) -> Fitted:
+        """The best epoch's weights, and all that was seen."""
+        logits = self.best.pop("logits").numpy()
+        rest = {name: tensor.detach().cpu() for name, tensor in self.job.network.state_dict().items()}
+        return Fitted(
+            weights=rest | self.best,
+            best_epoch=self.position.best_epoch,
+            history=self.position.history,
+            temperature=metrics.fit_temperature(logits, self.job.val.labels),
+            work=self.work,
         )
-        say(_line(history[-1], settings.epochs))
-        if best_epoch(history) == epoch + 1:
-            best = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
-            best_logits = logits
-    temperature = metrics.fit_temperature(best_logits, val_labels)
-    return Fitted(best, best_epoch(history), tuple(history), temperature)
 
 
-class _Loop:
-    """What lives from step to step: the optimizer and its schedule."""
+def epoch_order(job: Job, epoch: int) -> np.ndarray:
+    """(n,) int64: which example comes when in an epoch, whatever the order in which they were given.
 
-    def __init__(
-        self,
-        network: nn.Module,
-        train: Examples,
-        feed: Feed,
-        settings: Finetune,
-        seed: int,
-        head: list[str],
-    ) -> None:
-        self.network, self.train, self.feed = network, train, feed
-        self.settings, self.seed = settings, seed
-        self.batches = split_in_batches(len(train.labels), settings.batch_size)
-        self.optimizer = _optimizer(network, head, settings)
-        total_steps = settings.epochs * len(self.batches)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate_at(step, total_steps, settings.warmup_fraction)
-        )
-
-    @property
-    def learning_rate(self) -> float:
-        return float(self.schedule.get_last_lr()[0])
-
-    def train_epoch(self, epoch: int) -> tuple[float, float]:
-        """One pass over the training examples; gives its mean loss and accuracy."""
-        keys, device = self.train.keys, self.train.labels.device
-        order = uniforms(self.seed, "order", epoch, keys, 1)[:, 0].argsort(kind="stable")
-        draws = uniforms(self.seed, "augment", epoch, keys, self.feed.num_draws).astype(np.float32)
-        _set_training(self.network, self.settings.trainable)
-        loss_sum, num_correct = 0.0, 0
-        for index, batch in enumerate(self.batches):
-            rows = torch.from_numpy(order[batch]).to(device)
-            draws_of_batch = torch.from_numpy(draws[order[batch]]).to(device)
-            inputs = self.feed.augment(self.train.inputs[rows], draws_of_batch)
-            labels = self.train.labels[rows]
-            torch.manual_seed(step_seed(self.seed, epoch * len(self.batches) + index))
-            logits = self.network(self.feed.network_input(inputs))  # (batch, num_classes)
-            loss = functional.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            self.schedule.step()
-            loss_sum += _finite(loss, epoch, index) * len(rows)
-            num_correct += int((logits.argmax(1) == labels).sum())
-        return loss_sum / len(keys), num_correct / len(keys)
+    With `finetune.class_balance: sampling` each place is drawn with replacement, every class with the same chance.
+    """
+    keys = job.train.keys
+    if job.settings.class_balance != "sampling":
+        return np.asarray(uniforms(job.seed, "order", epoch, keys, 1)[:, 0].argsort(kind="stable"))
+    known = keys.argsort(kind="stable")
+    counts = np.bincount(job.train.labels)
+    chances = np.cumsum(1 / counts[job.train.labels[known]])
+    places = np.arange(len(keys), dtype=np.uint64)
+    drawn = uniforms(job.seed, "sample", epoch, places, 1)[:, 0] * chances[-1]
+    return np.asarray(known[np.searchsorted(chances, drawn, side="right").clip(max=len(known) - 1)])
 
 
 def best_epoch(history: Iterable[Epoch]) -> int:
     """The number of the best epoch so far: validation accuracy, then validation loss, then the earliest."""
     return min(history, key=lambda row: (-row.val_accuracy, row.val_loss, row.epoch)).epoch
-
-
-def learning_rate_at(step: int, total_steps: int, warmup_fraction: float) -> float:
-    """The share of the peak learning rate at a step: a linear rise, then half a cosine down to 0."""
-    warmup_steps = round(total_steps * warmup_fraction)
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
 
 def split_in_batches(num_examples: int, batch_size: int) -> list[slice]:
@@ -181,35 +288,6 @@ def split_in_batches(num_examples: int, batch_size: int) -> list[slice]:
     if len(starts) > 1 and num_examples - starts[-1] == 1:
         starts.pop()
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], num_examples], strict=True)]
-
-
-def _set_training(network: nn.Module, trainable: str) -> None:
-    """Training mode; a frozen backbone also keeps the statistics of its batch norms."""
-    network.train()
-    if trainable == "head":
-        for module in network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-
-
-def _optimizer(network: nn.Module, head: list[str], settings: Finetune) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); no decay on biases and norms; the head may learn faster."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        in_head = name in head
-        parameter.requires_grad_(in_head or settings.trainable == "all")
-        if parameter.requires_grad:
-            groups.setdefault((in_head, parameter.ndim > 1), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr": settings.learning_rate * (settings.head_learning_rate_factor if in_head else 1.0),
-                "weight_decay": settings.weight_decay if decays else 0.0,
-            }
-            for (in_head, decays), parameters in groups.items()
-        ]
-    )
 
 
 @contextmanager
@@ -225,15 +303,6 @@ def _kernels_explained() -> Iterator[None]:
             f"this model cannot be trained repeatably on a GPU: {operation} has no deterministic implementation there; "
             "set `finetune.device` to cpu, or choose another `finetune.model`"
         ) from None
-
-
-def _finite(loss: Tensor, epoch: int, index: int) -> float:
-    value = float(loss.detach())  # waits for the device; a run that has gone wrong must stop at once
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"the loss is {value} in epoch {epoch + 1}, batch {index + 1}; try a lower `finetune.learning_rate`"
-        )
-    return value
 
 
 def _line(row: Epoch, epochs: int) -> str:

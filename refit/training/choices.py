@@ -1,0 +1,54 @@
+"""What is chosen on the machine where params.yaml says auto, and what a recorded training had chosen.
+
+`refit reproduce` pins the choices of a version in the clone where it is made again. No torch.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import WorkspaceError
+from ..records import publish_record, read_record
+
+Precision = Literal["fp32", "bf16"]
+
+_PINNED = Path(".refit/pinned.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pinned:
+    """What must be used here. None: decide."""
+
+    precision: Precision | None = None
+    num_threads: int | None = None
+    stopped_after: int | None = None  # epochs, of a training whose minutes were over
+
+
+def pinned() -> Pinned:
+    """What must be used here; all None where no version is made again."""
+    return read_record(_PINNED, Pinned, WorkspaceError, "; remove it") if _PINNED.exists() else Pinned()
+
+
+def pin(folder: Path, choices: Pinned) -> None:
+    """Make trainings in a project's folder use these."""
+    publish_record(folder / _PINNED, choices)
+
+
+def num_threads(setting: int | Literal["auto"], shards: int) -> int:
+    """CPU threads of torch. With shards there is one a process, so that the number of processes changes nothing."""
+    if (fixed := pinned().num_threads) is not None:
+        return fixed
+    if setting != "auto":
+        return setting
+    return available_cores() if shards == 1 else 1
+
+
+def available_cores() -> int:
+    """The cores that this process may use: its affinity, and the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control groups, or no quota ("max")
+        return cores
