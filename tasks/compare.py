@@ -132,6 +132,7 @@ def _ask_candidate(params: Params, test: pd.DataFrame) -> Answer:
     """What the trained model says of the golden examples, and what it costs."""
     files = [Path(name) for name in test["path"].iloc[:NUM_GOLDEN]]
     model = Bare(paths.MODEL_WEIGHTS, paths.MODEL_CARD)
+    threads = num_threads(params.finetune.num_threads, params.finetune.shards)
     answer = ask(model, files, threads, paths.MODEL_WEIGHTS.as_posix())
     _require_same_model(answer)
     return answer
