@@ -33,8 +33,8 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 
 # New pins: edit pyproject.toml, then `make lock`. No index address is written.
 lock: | $(UV)
-	$(UV) pip compile pyproject.toml --group dev --extra team --extra dask --python-version 3.11 --universal --no-emit-index-url \
-	  --no-annotate --no-header --quiet --output-file requirements.lock
+	$(UV) pip compile pyproject.toml --group dev --extra team --extra dask --extra s3 --extra gs --python-version 3.11 --universal \
+	  --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
 
 clean:
 	rm -rf .venv .uv .refit .mypy_cache .ruff_cache .pytest_cache

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from refit import modality, paths
+from refit.checkpoint.backbone import load_backbone
 from refit.checkpoint.card import BaseCard
 from refit.errors import CheckpointError, DataError, run_stage
 from refit.files import publish_json, sha256_of_file
@@ -182,7 +183,7 @@ def build_network(problem: Problem, setup: Setup) -> tuple[nn.Module, list[str]]
     network = image.build_network(problem.settings.model, problem.num_classes, problem.settings.head_dropout)
     head = image.head_parameters(network, problem.num_classes)
     if setup.start == "base":
-        image.load_backbone(network, problem.base_weights, head, problem.base_uri)
+        load_backbone(network, problem.base_weights, head, "image", problem.base_uri)
     return network, head
 
 

@@ -6,77 +6,96 @@
 
     torchvision:ResNet18_Weights.IMAGENET1K_V1    published weights, with the preprocessing they were trained with
     https://example.org/model.safetensors         any address; what has arrived survives an interruption
+    s3://bucket/model.pth, gs://bucket/model.pth  an object in a bucket (the extras `s3` and `gs`)
+    hf:owner/repo/model.safetensors               a file on a model hub; @revision after the repo
+    models:/digits@champion, models:/digits/3     a registered version of Refit, to go on from
     file:base/glyphs.safetensors                  a file; must be pinned by `checkpoint.sha256`
     scratch                                       random weights: an empty checkpoint
 
 A safetensors file is taken over byte for byte. A PyTorch file is converted in a child process that may read
 tensors and nothing else (`refit/checkpoint/convert.py`). base.json is the checkpoint's card
-(`refit/checkpoint/card.py`).
+(`refit/checkpoint/card.py`): for an address that moves it names what was found behind it.
 """
 
+import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from refit import paths
-from refit.checkpoint.card import BaseCard
+from refit.checkpoint import hub
+from refit.checkpoint.card import BaseCard, Format
 from refit.checkpoint.download import DOWNLOADS, download
 from refit.errors import ERRORS_BY_EXIT_CODE, CheckpointError, RefitError, run_stage
 from refit.files import publishing, sha256_of_file
 from refit.modality.contract import Described
-from refit.params import Checkpoint, load_params, without_credentials
+from refit.params import Checkpoint, Params, load_params, without_credentials
 from refit.progress import say
 from refit.records import as_record, parse_record, publish_record
 
 _EMBEDDED_CARD = Path("base/glyphs.json")  # of the checkpoint that comes with Refit; read for a hint only
 
 
+@dataclass(frozen=True)
+class Source:
+    """The file behind `checkpoint.uri`, on this machine, and what is known of it beforehand."""
+
+    file: Path
+    said: Described = field(default_factory=Described)
+    version: str | None = None  # what an address that moves stood for
+    is_registered: bool = False  # by Refit itself
+
+
 def main() -> None:
     params = load_params()
     checkpoint = params.checkpoint
     if checkpoint.uri == "scratch":
-        _publish_empty()
-        _publish_card(checkpoint, None, "none", Described())
+        with publishing(paths.BASE_WEIGHTS) as partial:
+            save_file({}, partial)
+        _publish_card(checkpoint, None, None, "none", None)
         return
-    source, described = _locate(checkpoint, params.data.modality)
+    source = _locate(params)
     source_sha256 = verify(source, checkpoint)
-    is_safetensors = _is_safetensors(source)
+    key = None
     with publishing(paths.BASE_WEIGHTS) as partial:
-        if is_safetensors:
-            shutil.copyfile(source, partial)
+        if is_safetensors := _is_safetensors(source.file):
+            _require_no_key(checkpoint)
+            shutil.copyfile(source.file, partial)
         else:
-            _in_child("convert", str(source), str(partial))
-    _publish_card(checkpoint, source_sha256, "safetensors" if is_safetensors else "torch", described)
+            key = _convert(source.file, partial, checkpoint.key)
+    format_: Format = "refit" if source.is_registered else "safetensors" if is_safetensors else "torch"
+    _publish_card(checkpoint, source, source_sha256, format_, key)
 
 
-def verify(source: Path, checkpoint: Checkpoint) -> str:
+def verify(source: Source, checkpoint: Checkpoint) -> str:
     """Check the file's full SHA-256 against the pin and give it back. A download that fails it is removed.
 
     Raises:
         CheckpointError: the digests differ, or a local file is not pinned.
     """
-    found = sha256_of_file(source)
+    found = sha256_of_file(source.file)
+    now = f" (now {source.version})" if source.version else ""
     if checkpoint.sha256 is None:
         if checkpoint.uri.startswith("file:"):
             raise CheckpointError(
                 f"{checkpoint.uri} is not pinned, and DVC does not watch it; add to params.yaml under `checkpoint`:  "
                 f"sha256: {found}"
             )
-        say(f"warning: the checkpoint is not pinned; add to params.yaml under `checkpoint`:  sha256: {found}")
+        say(f"warning: the checkpoint{now} is not pinned; add to params.yaml under `checkpoint`:  sha256: {found}")
     elif found != checkpoint.sha256:
-        if source.is_relative_to(DOWNLOADS):
-            source.unlink()  # so that the next run asks the server again
+        if source.file.is_relative_to(DOWNLOADS):
+            source.file.unlink()  # so that the next run asks the server again
         raise CheckpointError(
-            f"{without_credentials(checkpoint.uri)} has SHA-256 {found}, but `checkpoint.sha256` in params.yaml asks "
-            f"for {checkpoint.sha256}{_way_out(checkpoint)}"
+            f"{without_credentials(checkpoint.uri)}{now} has SHA-256 {found}, but `checkpoint.sha256` in params.yaml "
+            f"asks for {checkpoint.sha256}{_way_out(checkpoint)}"
         )
     return found
 
@@ -85,27 +104,57 @@ def _way_out(checkpoint: Checkpoint) -> str:
     embedded = json.loads(_EMBEDDED_CARD.read_text())["sha256"] if _EMBEDDED_CARD.is_file() else None
     if checkpoint.sha256 == embedded and Path(checkpoint.uri).name != _EMBEDDED_CARD.with_suffix(".safetensors").name:
         return ", which is the embedded checkpoint; set checkpoint.sha256 to null or to that file's digest"
+    if checkpoint.uri.startswith("models:/") and "@" in checkpoint.uri:
+        return "; the address moves: name the version, or put the new digest there"
     return "; it was changed or damaged. If you meant to change it, put the new one there"
 
 
-def _locate(checkpoint: Checkpoint, modality: str) -> tuple[Path, Described]:
-    """The file behind the URI, downloaded where needed, and what is known of it beforehand."""
+def _locate(params: Params) -> Source:
+    checkpoint = params.checkpoint
     kind, _, rest = checkpoint.uri.partition(":")
     if kind == "file":
-        source = Path(rest)
-        if not source.is_file():
-            raise CheckpointError(f"the checkpoint {source} does not exist; set `checkpoint.uri` in params.yaml")
-        return source, Described()
+        if not Path(rest).is_file():
+            raise CheckpointError(f"the checkpoint {rest} does not exist; set `checkpoint.uri` in params.yaml")
+        return Source(Path(rest))
     if kind == "torchvision":
-        resolved = json.loads(_in_child("resolve", modality, rest))
-        source = download(resolved["url"])
-        _check_published_prefix(source)
-        return source, as_record(resolved["described"], Described, CheckpointError, checkpoint.uri)
+        resolved = json.loads(_in_child("resolve", params.data.modality, rest))
+        file = download(resolved["url"])
+        _check_published_prefix(file)
+        return Source(file, as_record(resolved["described"], Described, CheckpointError, checkpoint.uri))
+    if kind == "models":
+        return _registered(params)
+    if kind == "hf":
+        file, version = hub.fetch(checkpoint.uri, is_pinned=checkpoint.sha256 is not None)
+        return Source(file, version=version)
     if kind == "http" and checkpoint.sha256 is None:
         raise CheckpointError(
             f"{without_credentials(checkpoint.uri)} is not encrypted; use https, or pin it with `checkpoint.sha256`"
         )
-    return download(checkpoint.uri), Described()
+    return Source(download(checkpoint.uri))
+
+
+def _registered(params: Params) -> Source:
+    """The weights of a version that Refit registered, of this project or of another one in the same MLflow.
+
+    Raises:
+        TrackingError, EvidenceError: there is no such version, or it is not what its evidence names.
+        CheckpointError: it reads another kind of example.
+    """
+    from refit.model.card import read_card
+    from refit.registry import versions
+
+    uri = params.checkpoint.uri
+    name = re.split(r"[/@]", uri.removeprefix("models:/"))[0]
+    settings = replace(params.register, model_name=name.removesuffix("-candidates"))
+    version = versions.find(uri, settings)
+    folder = DOWNLOADS / hashlib.sha256(version.uri.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    model = versions.fetch_bare(version, versions.bundle_of(version, settings), settings, folder)
+    card = read_card(model.card)
+    if card.modality != params.data.modality:
+        raise CheckpointError(f"{version.uri} reads {card.modality}, and `data.modality` is {params.data.modality}")
+    said = Described(architecture=card.architecture, preprocessing=card.preprocessing, classes=card.classes)
+    return Source(model.weights, said, version.uri, is_registered=True)
 
 
 def _check_published_prefix(source: Path) -> None:
@@ -124,13 +173,28 @@ def _is_safetensors(source: Path) -> bool:
     return len(head) == 9 and head[8:9] == b"{"
 
 
-def _publish_empty() -> None:
-    with publishing(paths.BASE_WEIGHTS) as partial:
-        save_file({}, partial)
+def _require_no_key(checkpoint: Checkpoint) -> None:
+    if checkpoint.key is not None:
+        raise CheckpointError(
+            "`checkpoint.key` has no effect on a safetensors file, which holds tensors only; set it to null (a part of "
+            "them is chosen by `checkpoint.prefix`)"
+        )
+
+
+def _convert(source: Path, target: Path, key: str | None) -> str:
+    """Have a PyTorch file converted; gives where in it the weights lay."""
+    taken = json.loads(_in_child("convert", str(source), str(target), *([] if key is None else [key])))
+    if taken["others"]:
+        say(f"the weights under `{taken['key']}` are taken; the file also has {', '.join(taken['others'])}")
+    return str(taken["key"])
 
 
 def _publish_card(
-    checkpoint: Checkpoint, source_sha256: str | None, format_: Literal["safetensors", "torch", "none"], said: Described
+    checkpoint: Checkpoint,
+    source: Source | None,
+    source_sha256: str | None,
+    format_: Format,
+    key: str | None,
 ) -> None:
     uri = without_credentials(checkpoint.uri)
     try:
@@ -141,19 +205,23 @@ def _publish_card(
         paths.BASE_WEIGHTS.unlink()
         raise CheckpointError(f"{uri} is not a valid safetensors file: {error}") from None
     embedded = parse_record(head.encode(), Described, CheckpointError, f"what {uri} says of itself")
+    said = source.said if source else Described()
     card = BaseCard(
         uri=uri,
+        version=source.version if source else None,
         source_sha256=source_sha256,
         sha256=sha256_of_file(paths.BASE_WEIGHTS),
         pinned=checkpoint.sha256 is not None,
         format=format_,
+        key=key,
         num_tensors=num_tensors,
         architecture=said.architecture or embedded.architecture,
         preprocessing=said.preprocessing or embedded.preprocessing,
         classes=said.classes or embedded.classes,
     )
     publish_record(paths.BASE_CARD, card)
-    say(f"{uri}: {num_tensors} tensors, SHA-256 {card.sha256[:12]}… in {paths.BASE_WEIGHTS}")
+    now = f" ({card.version})" if card.version else ""
+    say(f"{uri}{now}: {num_tensors} tensors, SHA-256 {card.sha256[:12]}… in {paths.BASE_WEIGHTS}")
 
 
 def _in_child(*arguments: str) -> str:

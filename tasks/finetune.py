@@ -20,12 +20,13 @@ from torch import nn
 
 import refit
 from refit import modality, paths
+from refit.checkpoint.backbone import Loaded, load_backbone
 from refit.checkpoint.card import BaseCard
 from refit.data.digests import data_digest, split_digest
 from refit.errors import CheckpointError, ParamsError, run_stage
 from refit.files import publish_json, publish_table, publishing, sha256_of_file, sha256_of_json
 from refit.modality.contract import Opaque
-from refit.model.card import FORMAT, Card, Environment, Lineage, ValidationMeasures
+from refit.model.card import FORMAT, Card, Environment, Lineage, Pretrained, ValidationMeasures
 from refit.params import Params, load_params, training_digest
 from refit.progress import say
 from refit.records import as_plain, digest_of_record, publish_record, read_record
@@ -58,7 +59,7 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     torch.manual_seed(params.seed)  # the new head starts from random weights
     network = modality.networks(name).build_network(settings.model, len(classes), settings.head_dropout)
     head = modality.networks(name).head_parameters(network, len(classes))
-    _load_base(network, head, base, name)
+    loaded = _load_base(network, _new_parameters(head, base, classes), base, params)
     network.to(device)
     train, val = (read_split(accepted, split, classes, name, preprocessing) for split in ("train", "val"))
     feed = _feed(name, preprocessing, params.of_modality.finetune)
@@ -95,19 +96,46 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     with publishing(paths.MODEL_WEIGHTS) as partial_file:
         save_file({name: tensor.contiguous() for name, tensor in fitted.weights.items()}, partial_file)
     publish_table(paths.HISTORY, as_table(fitted.history))
-    publish_record(paths.MODEL_CARD, _card(params, classes, preprocessing, base, accepted, fitted, job, made_in))
+    publish_record(
+        paths.MODEL_CARD, _card(params, classes, preprocessing, base, loaded, accepted, fitted, job, made_in)
+    )
     publish_json(paths.WORK, dataclasses.asdict(fitted.work))
     keeper.clear()
     say(f"epoch {fitted.best_epoch} is the best on validation: {paths.MODEL_WEIGHTS}")
 
 
-def _load_base(network: nn.Module, head: list[str], base: BaseCard, modality_name: str) -> None:
+def _new_parameters(head: list[str], base: BaseCard, classes: Sequence[str]) -> list[str]:
+    """What starts from random weights: the head, unless a registered version goes on with its own classes."""
+    return [] if base.format == "refit" and base.classes == tuple(classes) else head
+
+
+def _load_base(network: nn.Module, new: list[str], base: BaseCard, params: Params) -> Pretrained | None:
+    """Raises CheckpointError as `load_backbone` does, and for a file that is not the card's."""
     if sha256_of_file(paths.BASE_WEIGHTS) != base.sha256:
         raise CheckpointError(
             f"{paths.BASE_WEIGHTS} is not the file that {paths.BASE_CARD} describes; run `dvc repro -f fetch`"
         )
-    if base.num_tensors:
-        modality.networks(modality_name).load_backbone(network, load_file(paths.BASE_WEIGHTS), head, base.uri)
+    if not base.num_tensors:
+        return None
+    origin = f"{base.uri} of {base.architecture}" if base.architecture else base.uri
+    wanted = params.checkpoint
+    weights = load_file(paths.BASE_WEIGHTS)
+    loaded = load_backbone(network, weights, new, params.data.modality, origin, wanted.prefix, wanted.min_loaded)
+    say(loaded.table())
+    return _pretrained(loaded)
+
+
+def _pretrained(loaded: Loaded) -> Pretrained:
+    return Pretrained(
+        prefix=loaded.prefix,
+        share=loaded.share,
+        loaded=len(loaded.loaded),
+        missing=len(loaded.missing),
+        unexpected=len(loaded.unexpected),
+        reshaped=len(loaded.reshaped),
+        differing=tuple(name for _, names in loaded.rows() for name in names[:4]),
+        has_folded_norms=loaded.has_folded_norms,
+    )
 
 
 def _feed(modality_name: str, preprocessing: Opaque, settings: Opaque) -> Feed:
@@ -172,6 +200,7 @@ def _card(
     classes: Sequence[str],
     preprocessing: Opaque,
     base: BaseCard,
+    loaded: Pretrained | None,
     accepted: pd.DataFrame,
     fitted: Fitted,
     job: Job,
@@ -198,6 +227,7 @@ def _card(
         ),
         environment=made_in,
         plan=job.plan.in_words(),
+        pretrained=loaded,
     )
 
 

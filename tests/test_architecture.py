@@ -30,6 +30,9 @@ every stage it would have all made anew for a change that no reader can tell; wh
 CONTRACTS = {"refit.modality.contract", "refit.modality.image.settings"}
 """Shapes and settings, no code that computes: what they hold reaches a stage's result by its params."""
 
+CARRIERS = {"tasks.fetch": {"refit.registry.versions", "refit.model.card"}}
+"""Of a stage: what brings bytes that a digest names. It cannot change them, and is no dep."""
+
 OWNERS = {
     "prefect": {
         "flows.retrain",
@@ -47,6 +50,7 @@ OWNERS = {
     "torchvision": {"refit.modality.image"},
     "ruamel": {"refit.params"},
     "httpx": {"refit.checkpoint.download", "flows.tools.liveness"},
+    "fsspec": {"refit.checkpoint.buckets"},
     "jinja2": {"refit.reports.page"},
     "click": {"flows.cli"},
     "sklearn": {"tasks.sample"},
@@ -208,7 +212,8 @@ def sources_of(stage: str) -> set[str]:
         if name in found or name.split(".")[1] in GROUND or name in CONTRACTS:
             continue
         found.add(name)
-        waiting += sorted(our_imports(name, with_types=False) | looked_up(name))
+        used = our_imports(name, with_types=False) | looked_up(name)
+        waiting += sorted(used - CARRIERS.get(name, set()))
     code = {f"{name.replace('.', '/')}.py" for name in found if name not in packages()}
     return code | {file for name in found for file in templates(name)}
 

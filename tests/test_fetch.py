@@ -109,12 +109,14 @@ def test_a_pinned_file_is_taken_over_byte_for_byte(weights: Path, edit_params: C
         "architecture": "resnet18",
         "classes": ["a", "b"],
         "format": "safetensors",
+        "key": None,
         "num_tensors": 1,
         "pinned": True,
         "preprocessing": None,
         "sha256": sha256_of_file(weights),
         "source_sha256": sha256_of_file(weights),
         "uri": f"file:{weights}",
+        "version": None,
     }
 
 
@@ -305,9 +307,9 @@ def test_without_a_network_it_is_tried_once_and_the_way_out_is_said(
 
 
 def _counted(call: Callable[..., None], calls: list[str]) -> Callable[..., None]:
-    def counted(url: str, partial: Path) -> None:
+    def counted(url: str, partial: Path, token: str | None) -> None:
         calls.append(url)
-        call(url, partial)
+        call(url, partial, token)
 
     return counted
 
@@ -389,9 +391,9 @@ def test_a_torch_state_dict_is_converted(project: Path, edit_params: Callable[..
     edit_params(checkpoint__uri="file:weights.pth", checkpoint__sha256=sha256_of_file(project / "weights.pth"))
     fetch.main()
     found = load_file(paths.BASE_WEIGHTS)
-    assert sorted(found) == ["a", "b"]
-    assert found["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert card()["format"] == "torch"
+    assert sorted(found) == ["module.a", "module.b"], "the prefix is matter of the network"
+    assert found["module.a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert (card()["format"], card()["key"]) == ("torch", "state_dict")
 
 
 @pytest.mark.usefixtures("in_project_child")

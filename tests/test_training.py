@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
 
 from refit import paths
-from refit.checkpoint import convert as legacy
 from refit.errors import CheckpointError, DataError, ParamsError
 from refit.modality.image import augment as augmentation
 from refit.modality.image import examples as pictures
@@ -65,39 +63,6 @@ def test_every_architecture_gets_the_head_that_is_asked_for(architecture: str) -
         name for name, tensor in network.state_dict().items() if tensor.shape != original.state_dict()[name].shape
     }
     assert differing == set(head)
-
-
-def test_pretrained_weights_are_loaded_all_but_the_head() -> None:
-    network = image.build_network("shufflenet_v2_x0_5", 3)
-    weights = {
-        name: torch.ones_like(tensor)
-        for name, tensor in image.build_network("shufflenet_v2_x0_5", 9).state_dict().items()
-    }
-    head = image.head_parameters(network, 3)
-    before = {name: network.state_dict()[name].clone() for name in head}
-    image.load_backbone(network, weights, head, "x")
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, before[name] if name in head else torch.ones_like(tensor)), name
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (lambda weights: weights.pop("conv1.0.weight"), "missing: conv1.0.weight"),
-        (lambda weights: weights.update({"extra": torch.ones(1)}), "unknown: extra"),
-        (
-            lambda weights: weights.update({"conv1.0.weight": torch.ones(4, 3, 3, 3)}),
-            r"of another shape: conv1.0.weight \(4, 3, 3, 3\) instead of \(24, 3, 3, 3\)",
-        ),
-        (lambda weights: weights["conv1.0.weight"].fill_(float("inf")), "not finite, first in conv1.0.weight"),
-    ],
-)
-def test_a_checkpoint_that_does_not_fit_is_refused(change: Callable[[Any], Any], expected: str) -> None:
-    network = image.build_network("shufflenet_v2_x0_5", 3)
-    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    change(weights)
-    with pytest.raises(CheckpointError, match=expected):
-        image.load_backbone(network, weights, image.head_parameters(network, 3), "file:x")
 
 
 def test_published_weights_bring_their_preprocessing() -> None:
@@ -163,26 +128,6 @@ def test_a_picture_like_a_ribbon_is_refused_before_it_is_scaled_up() -> None:
         with pytest.raises(ValueError, match="8 x 401 pixels, longer than 50 times its width"):
             pictures.prepare(picture, PREPROCESSING)
     assert pictures.prepare(encoded(ribbon.crop((0, 0, 8, 400))), PREPROCESSING).shape == (3, 16, 16)
-
-
-def test_counters_of_batch_norms_may_be_missing() -> None:
-    network = image.build_network("shufflenet_v2_x0_5", 3)
-    weights = {name: tensor for name, tensor in network.state_dict().items() if "num_batches" not in name}
-    image.load_backbone(network, weights, image.head_parameters(network, 3), "file:x")
-
-
-def test_a_densenet_is_converted_to_the_names_of_today(tmp_path: Path) -> None:
-    network = image.build_network("densenet121", 3)
-    published = {
-        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): tensor
-        for name, tensor in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    assert "features.denseblock1.denselayer1.norm.1.weight" in published
-    torch.save(published, tmp_path / "published.pth")
-    legacy.convert(tmp_path / "published.pth", tmp_path / "base.safetensors")
-    converted = load_file(tmp_path / "base.safetensors")
-    image.load_backbone(network, converted, image.head_parameters(network, 3), "file:x")
 
 
 @pytest.mark.parametrize("architecture", ["googlenet", "inception_v3"])

@@ -1,16 +1,18 @@
 """Downloads that survive being interrupted.
 
     path = download("https://example.org/weights.pth")
+    path = download("s3://bucket/weights.pth")
 
 What has arrived stays in .refit/downloads/ and the next call goes on from there, if the server still has the
-same file (RFC 9110, Range and If-Range). A finished file is used again without asking the server; whoever
-calls verifies its SHA-256. Addresses are shown without credentials and query.
+same file (RFC 9110, Range and If-Range; for a bucket its object's tag). A finished file is used again without
+asking the server; whoever calls verifies its SHA-256. Addresses are shown without credentials and query.
 """
 
 import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,20 +23,30 @@ from ..errors import DownloadError, NetworkError, WorkspaceError
 from ..files import publish_json
 from ..params import without_credentials
 from ..progress import say
+from . import buckets
 
 DOWNLOADS = Path(".refit/downloads")
 _ATTEMPTS = 3
 _SECONDS_BEFORE_RETRY = 1.0
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)  # per address that the host's name stands for, and those may be eight
-_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+_NO_CONNECTION = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, buckets.UnreachableError)
 
 
-def download(url: str) -> Path:
+_BY_OTHER_MEANS = "fetch the file by other means and point `checkpoint.uri` at it with file:"
+
+
+def download(url: str, token: str | None = None, way_out: str = _BY_OTHER_MEANS) -> Path:
     """The file behind `url`, complete.
+
+    Args:
+        url: http, https, s3 or gs.
+        token: a bearer token; only the host of `url` gets it, none that it redirects to.
+        way_out: what else can be done where it cannot be had; ends the message.
 
     Raises:
         NetworkError: there is no way to the server.
         DownloadError: the server refuses, or the file did not arrive whole after several attempts.
+        CheckpointError: a package for buckets is missing.
         WorkspaceError: .refit/downloads cannot be written.
     """
     name = Path(urlsplit(url).path).name or "download"
@@ -50,7 +62,7 @@ def download(url: str) -> Path:
     was_reached = False
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            _append(url, partial)
+            _append(url, partial, token)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             was_reached = was_reached or not isinstance(error, _NO_CONNECTION)
             if not was_reached:
@@ -58,8 +70,7 @@ def download(url: str) -> Path:
             if attempt == _ATTEMPTS or not _may_pass(error):
                 raise DownloadError(
                     f"cannot download {without_credentials(url)}: {_reason(error)}; {_size(partial):,} bytes have "
-                    "arrived and are kept. Run again to go on, or fetch the file by other means and point "
-                    "`checkpoint.uri` at it with file:"
+                    f"arrived and are kept. Run again to go on, or {way_out}"
                 ) from None
             say(f"download interrupted ({_reason(error)}); trying again")
             time.sleep(_SECONDS_BEFORE_RETRY * 2 ** (attempt - 1))
@@ -69,11 +80,25 @@ def download(url: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def _append(url: str, partial: Path) -> None:
-    state_file = partial.with_suffix(".json")
+def commit_of(file: Path) -> str | None:
+    """The commit that a hub said a downloaded file is of, whatever branch was asked for."""
+    return _read_state(_state_file(file.with_name(f".{file.name}.partial"))).get("commit")
+
+
+def _append(url: str, partial: Path, token: str | None) -> None:
+    """Go on with what has arrived, up to the end."""
+    state_file = _state_file(partial)
     state = _read_state(state_file)
     have = _size(partial) if state.get("validator") else 0
+    if urlsplit(url).scheme in buckets.SCHEMES:
+        found = buckets.look(url)
+        have = have if found.validator == state.get("validator") else 0
+        publish_json(state_file, {"validator": found.validator})
+        _write(found.blocks(have), partial, "ab" if have else "wb")
+        return
     headers = {"Accept-Encoding": "identity"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": state["validator"]}
     with httpx.stream("GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as response:
@@ -86,18 +111,18 @@ def _append(url: str, partial: Path) -> None:
             raise httpx.RemoteProtocolError("the server sent another part of the file than was asked for")
         etag = response.headers.get("ETag", "")
         validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
-        publish_json(state_file, {"validator": validator})
+        commit = [*response.history, response][0].headers.get("X-Repo-Commit")
+        publish_json(state_file, {"validator": validator, "commit": commit})
         expected = response.headers.get("Content-Length")
-        received = _write(response, partial, "ab" if resumes else "wb")
+        received = _write(response.iter_raw(), partial, "ab" if resumes else "wb")
     if expected is not None and received != int(expected):
         raise httpx.RemoteProtocolError(f"only {received:,} of {int(expected):,} bytes arrived")
-    state_file.unlink(missing_ok=True)
 
 
-def _write(response: httpx.Response, partial: Path, mode: str) -> int:
+def _write(blocks: Iterator[bytes], partial: Path, mode: str) -> int:
     received, last = 0, time.monotonic()
     with partial.open(mode) as file:
-        for block in response.iter_raw():
+        for block in blocks:
             file.write(block)
             received += len(block)
             if time.monotonic() - last > 10:
@@ -106,6 +131,10 @@ def _write(response: httpx.Response, partial: Path, mode: str) -> int:
         file.flush()
         os.fsync(file.fileno())
     return received
+
+
+def _state_file(partial: Path) -> Path:
+    return partial.with_suffix(".json")
 
 
 def _read_state(state_file: Path) -> dict[str, Any]:
@@ -122,7 +151,7 @@ def _size(path: Path) -> int:
 def _may_pass(error: Exception) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= 500 or error.response.status_code == httpx.codes.TOO_MANY_REQUESTS
-    return isinstance(error, httpx.HTTPError)
+    return isinstance(error, httpx.HTTPError | buckets.BrokenOffError)
 
 
 def _without_network(url: str, error: Exception) -> str:

@@ -5,7 +5,7 @@ handed through as they are: everybody else gets them from one of its functions a
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -118,7 +118,12 @@ class LayerGroup:
 class Networks(Protocol):
     """`networks.py`. `network_input` takes (n, …) as `prepare` gives them, or as `augment` changed them.
 
-    `layer_groups` has every parameter in one group, from the input to the output; `head` is the last group alone."""
+    `layer_groups` has every parameter in one group, from the input to the output; `head` is the last group alone.
+    `names_today` says what the tensors of an older checkpoint are called now; its tensors of `TRAINING_ONLY` are not
+    wanted."""
+
+    @property
+    def TRAINING_ONLY(self) -> Sequence[str]: ...  # noqa: N802
 
     def build_network(self, architecture: str, num_outputs: int, head_dropout: float = 0.0) -> "nn.Module": ...
 
@@ -126,9 +131,7 @@ class Networks(Protocol):
 
     def layer_groups(self, network: "nn.Module", head: Sequence[str]) -> list[LayerGroup]: ...
 
-    def load_backbone(
-        self, network: "nn.Module", weights: "Mapping[str, Tensor]", head: Sequence[str], origin: str
-    ) -> None: ...
+    def names_today(self, names: Collection[str]) -> Mapping[str, str]: ...
 
     def network_input(self, examples: "Tensor", preprocessing: Opaque) -> "Tensor": ...
 

@@ -44,6 +44,20 @@ class Lineage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """What of the network came from the base checkpoint; counts are of tensors."""
+
+    prefix: str  # taken off the checkpoint's names
+    share: float  # of the backbone's values
+    loaded: int
+    missing: int
+    unexpected: int
+    reshaped: int
+    differing: tuple[str, ...]  # the first few names of the last three
+    has_folded_norms: bool  # its batch norms do nothing
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidationMeasures:
     """Of the epoch that was kept."""
 
@@ -68,6 +82,7 @@ class Card:
     lineage: Lineage
     environment: Environment
     plan: tuple[str, ...] = ()  # what was done, and what was decided for each `auto`, with the reason
+    pretrained: Pretrained | None = None  # None: from scratch, or of before this was written down
 
 
 FORMAT: Literal[2] = 2

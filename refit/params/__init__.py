@@ -117,7 +117,10 @@ def as_dict(params: Any) -> dict[str, Any]:
 def training_digest(params: Params) -> str:
     """The SHA-256 of the parameters that a trained model depends on; its card holds it as `params_digest`."""
     of_modality = as_dict(params.of_modality.finetune)
-    return sha256_of_json({"seed": params.seed, "finetune": as_dict(params.finetune), "of_modality": of_modality})
+    finetune = as_dict(params.finetune)
+    return sha256_of_json(
+        {"seed": params.seed, "finetune": finetune, "of_modality": of_modality, "prefix": params.checkpoint.prefix}
+    )
 
 
 def public(params: Params) -> dict[str, Any]:

@@ -10,6 +10,31 @@ _DVC_PLUGINS = {
     "webdavs": "dvc-webdav",
 }
 """Which package DVC needs for a scheme (as in dvc-objects' `known_implementations`); http and https are built in."""
+_CHECKPOINTS = {
+    "torchvision:<weights name>": r"torchvision:.",
+    "https://<address>": r"https?://.",
+    "s3://<bucket>/<key>": r"s3://[^/]+/.",
+    "gs://<bucket>/<key>": r"gs://[^/]+/.",
+    "hf:<owner>/<repo>[@<revision>]/<file>": r"hf:[\w.-]+/[\w.-]+(@[^/@]+)?/[^/@]+(/[^/]+)*$",
+    "models:/<name>/<version>": r"models:/[^/@]+/\d+$",
+    "models:/<name>@champion": r"models:/[^/@]+@(candidate|champion|previous)$",
+    "file:<path>": r"file:.",
+}
+"""How the address of a checkpoint is written, and the pattern of it."""
+
+
+def refusal_of_checkpoint(uri: str) -> str | None:
+    """Why `checkpoint.uri` cannot be this address, and what to write; None for one that can be fetched."""
+    if USERINFO.search(uri):
+        return (
+            "`checkpoint.uri` holds a user or password, which would be kept in git and MLflow; fetch the file yourself "
+            "and name it with file:<path>"
+        )
+    if any(re.match(pattern, uri) for pattern in _CHECKPOINTS.values()):
+        return None
+    meant = [form for form in _CHECKPOINTS if form.partition(":")[0] == uri.partition(":")[0]]
+    way_out = f"write {' or '.join(meant)}" if meant else f"allowed: {', '.join([*_CHECKPOINTS, 'scratch'])}"
+    return f"`checkpoint.uri` is {without_credentials(uri)!r}; {way_out}"
 
 
 def refusal_of_source(source: str) -> str | None:

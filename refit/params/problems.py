@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import ErrorDetails
 
-from .addresses import USERINFO, refusal_of_source, without_credentials
+from .addresses import USERINFO, refusal_of_checkpoint, refusal_of_source, without_credentials
 from .sections import Params
 
 OR_AUTO = "literal['auto']"
@@ -108,26 +108,18 @@ def _finetune_contradictions(params: Params) -> list[str]:
 
 
 def _checkpoint_contradictions(params: Params) -> list[str]:
-    checkpoint, finetune = params.checkpoint, params.finetune
-    if USERINFO.search(checkpoint.uri):
-        return [
-            "`checkpoint.uri` holds a user or password, which would be kept in git and MLflow; fetch the file yourself "
-            "and name it with file:<path>"
-        ]
-    if checkpoint.uri == "scratch":
-        problems = []
-        if checkpoint.sha256 is not None:
-            problems.append("`checkpoint.sha256` has no effect with `checkpoint.uri: scratch`; set it to null")
-        if finetune.strategy != "full" and finetune.strategy != "auto":
-            problems.append(
-                f"`finetune.strategy: {finetune.strategy}` would leave random weights as they are; use `full`"
-            )
-        if finetune.freeze_until is not None:
-            problems.append("`finetune.freeze_until` would leave random weights as they are; set it to null")
-        return problems
-    if not re.match(r"^(file:.|https?://.|torchvision:.)", checkpoint.uri):
-        return [
-            f"`checkpoint.uri` is {checkpoint.uri!r}; allowed: torchvision:<weights name>, https://<address>, "
-            "file:<path>, scratch"
-        ]
-    return []
+    checkpoint = params.checkpoint
+    if checkpoint.uri != "scratch":
+        refusal = refusal_of_checkpoint(checkpoint.uri)
+        return [refusal] if refusal else []
+    problems = [
+        f"`checkpoint.{name}` has no effect with `checkpoint.uri: scratch`; set it to null"
+        for name in ("sha256", "key", "prefix")
+        if getattr(checkpoint, name) is not None
+    ]
+    finetune = params.finetune
+    if finetune.strategy not in ("full", "auto"):
+        problems.append(f"`finetune.strategy: {finetune.strategy}` would leave random weights as they are; use `full`")
+    if finetune.freeze_until is not None:
+        problems.append("`finetune.freeze_until` would leave random weights as they are; set it to null")
+    return problems

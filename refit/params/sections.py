@@ -67,7 +67,8 @@ class Checkpoint:
     uri: Annotated[
         str,
         Field(
-            description="torchvision:<weights name>, https://…, file:<path>, or `scratch` for random weights. Files "
+            description="torchvision:<weights name>, https://…, s3://… or gs://…, hf:<owner>/<repo>/<file>, "
+            "models:/<name>/<version> or models:/<name>@champion, file:<path>, or `scratch` for random weights. Files "
             "are safetensors, or a PyTorch state dict, which is converted without running any code in it.",
         ),
     ]
@@ -76,6 +77,29 @@ class Checkpoint:
         Field(
             pattern="^[0-9a-f]{64}$",
             description="SHA-256 of the file behind `uri`. null takes what arrives the first time and says so.",
+        ),
+    ]
+    key: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Where a PyTorch file keeps the weights, such as `model_ema` or `model.state_dict`; `.` is the "
+            "file itself. null: found, if there is one place only.",
+        ),
+    ]
+    prefix: Annotated[
+        str | None,
+        Field(
+            description="What stands before the network's own names in the file, such as `model.backbone.`. null: "
+            "found, if there is one only.",
+        ),
+    ]
+    min_loaded: Annotated[
+        float,
+        Field(
+            gt=0.0,
+            le=1.0,
+            description="Share of the backbone's values that the checkpoint must bring. Less is another network.",
         ),
     ]
 

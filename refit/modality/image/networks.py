@@ -1,6 +1,7 @@
 """The networks that read pictures: torchvision's classifiers. A registered model carries this."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,11 +9,15 @@ import torchvision.models
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...errors import CheckpointError
 from ..contract import LayerGroup
 from .preprocessing import Preprocessing
 
-_AUXILIARY_HEADS = ("AuxLogits.", "aux1.", "aux2.")  # of inception and googlenet: for training from scratch only
+TRAINING_ONLY = ("AuxLogits.", "aux1.", "aux2.")  # of inception and googlenet: for training from scratch
+_OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))")
+"""Names such as denselayer1.norm.1.weight, which the published DenseNets still bear; today it is norm1.weight. Each
+loader of torchvision renames them (torchvision/models/densenet.py, _load_state_dict)."""
+_OLD_MOBILENET = re.compile(r".*features\.1\.conv\.1\.running_mean")
+"""A name that only the MobileNetV2 from before torchvision had one has, whose layout other programs still write."""
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -99,40 +104,26 @@ def _num_layers(module: nn.Module) -> int:
     return sum(any(weight.ndim > 1 for weight in part.parameters(recurse=False)) for part in module.modules())
 
 
-def load_backbone(network: nn.Module, weights: Mapping[str, Tensor], head: Sequence[str], origin: str) -> None:
-    """Put pretrained weights into `network`, all but the parameters named in `head`.
+def names_today(names: Collection[str]) -> dict[str, str]:
+    """The names of a checkpoint's tensors -> what torchvision calls them today, behind whatever prefix."""
+    is_old_mobilenet = any(_OLD_MOBILENET.fullmatch(name) for name in names)
+    return {name: _mobilenet_today(name) if is_old_mobilenet else _densenet_today(name) for name in names}
 
-    The counters `num_batches_tracked` of batch norms may be missing, as in checkpoints older than them (2018).
 
-    Raises:
-        CheckpointError: any other difference between the two, listed from both sides, or weights that are not
-            finite.
-    """
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name not in head}
-    offered = {
-        name: tensor for name, tensor in weights.items() if name not in head and not name.startswith(_AUXILIARY_HEADS)
-    }
-    missing = sorted(name for name in wanted.keys() - offered.keys() if not name.endswith(".num_batches_tracked"))
-    unknown = sorted(offered.keys() - wanted.keys())
-    reshaped = [
-        f"{name} {tuple(offered[name].shape)} instead of {wanted[name]}"
-        for name in sorted(wanted.keys() & offered.keys())
-        if tuple(offered[name].shape) != wanted[name]
-    ]
-    if missing or unknown or reshaped:
-        differences = [
-            f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
-            for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", reshaped))
-            if names
-        ]
-        raise CheckpointError(
-            f"the checkpoint {origin} does not fit `finetune.model`: {'; '.join(differences)}. "
-            "Choose the model that the checkpoint was made with"
-        )
-    damaged = [name for name, tensor in offered.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if damaged:
-        raise CheckpointError(f"the checkpoint {origin} holds values that are not finite, first in {damaged[0]}")
-    network.load_state_dict(offered, strict=False)
+def _densenet_today(name: str) -> str:
+    old = _OLD_DENSENET.fullmatch(name)
+    return old[1] + old[2] if old else name
+
+
+def _mobilenet_today(name: str) -> str:
+    """A block's layers had one number each; today each convolution is a block with its norm, but for the last one."""
+    old = re.fullmatch(r"(.*features\.(\d+)\.conv\.)(\d)\.(\w+)", name)
+    if old is None:
+        return name
+    last = 3 if old[2] == "1" else 6  # the first block does not expand its input
+    position = int(old[3])
+    place = f"{position // 3}.{position % 3}" if position < last else f"{last // 3 + position - last}"
+    return f"{old[1]}{place}.{old[4]}"
 
 
 def network_input(examples: Tensor, preprocessing: Preprocessing) -> Tensor:

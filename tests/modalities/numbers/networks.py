@@ -1,12 +1,14 @@
 """What reads numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
 from ..contract import LayerGroup
 from .files import COUNT
 from .preprocessing import Preprocessing
+
+TRAINING_ONLY = ()
 
 
 def build_network(architecture: str, num_outputs: int, head_dropout: float = 0.0) -> nn.Module:
@@ -24,8 +26,9 @@ def layer_groups(network: nn.Module, head: Sequence[str]) -> list[LayerGroup]:
     return [LayerGroup("0", ("0.weight", "0.bias")), LayerGroup("2", ("2.weight", "2.bias"))]
 
 
-def load_backbone(network: nn.Module, weights: Mapping[str, Tensor], head: Sequence[str], origin: str) -> None:
-    """Never called: there are no pretrained networks for numbers."""
+def names_today(names: Collection[str]) -> dict[str, str]:
+    """As they are."""
+    return {name: name for name in names}
 
 
 def network_input(examples: Tensor, preprocessing: Preprocessing) -> Tensor:
