@@ -31,7 +31,7 @@ from refit.data.summary import ValidationSummary
 from refit.errors import DataError, TrackingError, TrackingUnavailableError, WorkspaceError
 from refit.files import sha256_of_file
 from refit.locks import one_at_a_time
-from refit.params import Params, load_params
+from refit.params import Params, load_params, moves
 from refit.records import as_plain, read_record
 from refit.registry import champion, local_registry, tracking
 from refit.registry.provenance import git_state
@@ -120,6 +120,8 @@ def run_stage(stage: str) -> State[None]:
         hours = load_params().flow.stage_timeout_hours
         is_forced = stage == "ingest" and paths.ACCIDENTS.exists()  # which DVC knows nothing of
         if not pipeline.reproduce(stage, logger.info, timeout_seconds=3600 * hours, is_forced=is_forced):
+            if stage == "fetch" and moves(uri := load_params().checkpoint.uri):
+                logger.info("%s is not looked up again; `dvc repro -f fetch` does that", uri)
             return Completed(name="Unchanged", message="its code, params and inputs are those of the last run")
     except DataError as error:
         tell("refit.data.rejected", str(error))

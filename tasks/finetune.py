@@ -118,9 +118,9 @@ def _load_base(network: nn.Module, new: list[str], base: BaseCard, params: Param
     if not base.num_tensors:
         return None
     origin = f"{base.uri} of {base.architecture}" if base.architecture else base.uri
-    wanted = params.checkpoint
-    weights = load_file(paths.BASE_WEIGHTS)
-    loaded = load_backbone(network, weights, new, params.data.modality, origin, wanted.prefix, wanted.min_loaded)
+    checkpoint, weights = params.checkpoint, load_file(paths.BASE_WEIGHTS)
+    kind = params.data.modality
+    loaded = load_backbone(network, weights, new, kind, origin, checkpoint.prefix, checkpoint.min_loaded)
     say(loaded.table())
     return _pretrained(loaded)
 

@@ -247,6 +247,9 @@ def test_dvc_knows_which_params_a_stage_reads(stage: str) -> None:
         read |= set(re.findall(r"params\.(seed|(?:data|validate|finetune|evaluate)\.\w+)", text))
         read |= set(re.findall(r"params\.(data|validate|finetune|evaluate)[,)]", text))
         read |= set(re.findall(r"load_params\(\)\.([\w.]+)", text))
+        read |= {
+            f"checkpoint.{key}" for key in re.findall(r"(?<!`)\bcheckpoint\.(key|min_loaded|prefix|sha256|uri)\b", text)
+        }
     listed = plain(dvc_stages()[stage].get("params", []))
     for key in read - {"data.source"}:  # that one is a dependency, by its content
         assert any(key == entry or key.startswith(f"{entry}.") for entry in listed), f"{stage} reads {key}"

@@ -396,6 +396,46 @@ def test_a_torch_state_dict_is_converted(project: Path, edit_params: Callable[..
     assert (card()["format"], card()["key"]) == ("torch", "state_dict")
 
 
+def test_the_child_process_knows_no_secrets(
+    project: Path, edit_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "GOOGLE_APPLICATION_CREDENTIALS")
+    for name in secrets:
+        monkeypatch.setenv(name, "hunter2")
+    spy = project / "python"
+    spy.write_text(f'#!/bin/sh\nenv > {project}/seen\ncp base.pth $5\necho \'{{"key": ".", "others": []}}\'\n')
+    spy.chmod(0o755)
+    (project / "base.pth").write_bytes(b"no safetensors")
+    monkeypatch.setattr(fetch.sys, "executable", str(spy))
+    edit_params(checkpoint__uri="file:base.pth", checkpoint__sha256=sha256_of_file(project / "base.pth"))
+    with pytest.raises(CheckpointError, match="not a valid safetensors file"):
+        fetch.main()
+    seen = (project / "seen").read_text()
+    assert "HOME=" in seen
+    assert "hunter2" not in seen
+
+
+@pytest.mark.usefixtures("in_project_child")
+def test_a_key_chooses_in_a_torch_file_and_is_refused_for_safetensors(
+    project: Path, weights: Path, edit_params: Callable[..., Params], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    two = {"model": {"a": torch.zeros(2, 2)}, "model_ema": {"a": torch.ones(2, 2)}}
+    torch.save(two, project / "weights.pth")
+    edit_params(checkpoint__uri="file:weights.pth", checkpoint__sha256=sha256_of_file(project / "weights.pth"))
+    with pytest.raises(CheckpointError, match=r"model \(1 tensors\), model_ema \(1 tensors\): set `checkpoint\.key`"):
+        fetch.main()
+    edit_params(checkpoint__key="model_ema")
+    fetch.main()
+    assert load_file(paths.BASE_WEIGHTS)["a"].tolist() == [[1, 1], [1, 1]]
+    assert card()["key"] == "model_ema"
+    assert "the weights under `model_ema` are taken; the file also has model" in capsys.readouterr().out
+    edit_params(checkpoint__uri=f"file:{weights}", checkpoint__sha256=sha256_of_file(weights))
+    with pytest.raises(CheckpointError, match=r"`checkpoint\.key` has no effect on a safetensors file"):
+        fetch.main()
+
+
 @pytest.mark.usefixtures("in_project_child")
 def test_unknown_weights_of_torchvision_are_named_with_near_ones(edit_params: Callable[..., Params]) -> None:
     edit_params(checkpoint__uri="torchvision:ResNet18_Weights.V9", checkpoint__sha256=None)

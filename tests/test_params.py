@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from refit.errors import ParamsError
-from refit.params import as_dict, load_params, read_yaml, schema, without_credentials
+from refit.params import as_dict, load_params, moves, read_yaml, schema, without_credentials
 from refit.paths import PARAMS_SCHEMA
 
 from .conftest import ROOT, change_params
@@ -184,3 +184,14 @@ def test_numbers_are_read_as_dvc_reads_them(project: Path) -> None:
     (project / "params.yaml").write_text(text.replace("weight_decay: 0.05", "weight_decay: 1e-3"))
     assert load_params().finetune.weight_decay == 0.001
     assert as_dict(load_params())["finetune"]["weight_decay"] == 0.001
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("models:/digits@champion", True), ("models:/digits/3", False), ("hf:a/b/c", True), ("hf:a/b@main/c", True),
+        (f"hf:a/b@{'0' * 40}/c", False), ("file:a@b", False), ("https://a/b@c", False),
+    ],
+)  # fmt: skip
+def test_an_address_that_moves_is_known_as_such(uri: str, expected: bool) -> None:
+    assert moves(uri) is expected

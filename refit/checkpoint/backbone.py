@@ -9,6 +9,7 @@ the prefix with which most values fit.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Loaded:
     def table(self) -> str:
         """For the log: a line, and a table where not everything fits."""
         taken = f" (prefix `{self.prefix}` taken off)" if self.prefix else ""
-        lines = [f"{self.origin}: {self.share:.1%} of the backbone, {len(self.loaded)} tensors{taken}"]
+        lines = [f"{self.origin}: {_percent(self.share)} of the backbone, {len(self.loaded)} tensors{taken}"]
         if rows := self.rows():
             lines += ["| names | count | such as |", "|---|---:|---|"]
             lines += [f"| {what} | {len(names)} | {_some(names)} |" for what, names in rows]
@@ -130,10 +131,11 @@ def _fit(
     extra = sorted(name for name in named.keys() - wanted.keys() - left_out if not name.endswith(_COUNTER))
     modules = {name.split(".")[0] for name in wanted}
     surplus = [name for name in extra if name.split(".")[0] in modules]  # of a deeper network of the same family
-    all_values = sum(map(_count, wanted.values())) + sum(offered[named[name]].numel() for name in surplus)
+    values = {name: math.prod(shape) for name, shape in wanted.items() if not name.endswith(_COUNTER)}
+    all_values = sum(values.values()) + sum(offered[named[name]].numel() for name in surplus)
     return _Fit(
         prefix=prefix,
-        share=sum(tensor.numel() for tensor in fitting.values()) / all_values if all_values else 0.0,
+        share=sum(values.get(name, 0) for name in fitting) / max(all_values, 1),
         tensors=fitting,
         missing=tuple(sorted(name for name in wanted.keys() - same.keys() if not name.endswith(_COUNTER))),
         unexpected=(
@@ -150,11 +152,11 @@ def _fit(
 
 def _prefixes(offered: Iterable[str], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Everything that stands before a name of the network in a name of the file, the shortest first."""
-    found = {""}
+    found: set[str] = set()
     for name in offered:
         starts = [0, *(match.end() for match in re.finditer(r"\.", name))]
         found |= {name[:at] for at in starts if not _WRAPPERS.match(name[at:]) and _bare(name[at:]) in wanted}
-    return sorted(found, key=lambda prefix: (len(prefix), prefix))
+    return sorted(found, key=lambda prefix: (len(prefix), prefix)) or [""]
 
 
 def _only(enough: Sequence[_Fit], origin: str) -> _Fit | None:
@@ -173,14 +175,14 @@ def _misfit(
     """Why it is not the network's checkpoint, in a line that shows names from both sides."""
     rows = Loaded(origin, fit.prefix, fit.share, (), fit.missing, fit.unexpected, fit.reshaped, False).rows()
     differences = "; ".join(f"{what}: {_some(names)}" for what, names in rows)
-    shapes = {name: tuple(tensor.shape) for name, tensor in offered.items()}
+    shapes = {name: tuple(offered[name].shape) for name in fit.unexpected}
     near = {name: difflib.get_close_matches(name, shapes, n=1, cutoff=0.4) for name in fit.missing[:_SHOWN]}
     pairs = [f"{name} {wanted[name]} ~ {found[0]} {shapes[found[0]]}" for name, found in near.items() if found]
     nearest = f". Nearest (the network's ~ the file's): {', '.join(pairs)}" if pairs else ""
     known = [found for found in _prefixes(offered, wanted) if found != fit.prefix]
     other = f", or set `checkpoint.prefix` to what stands before its names, such as {known[-1]!r}" if known else ""
     return (
-        f"the checkpoint {origin} brings {fit.share:.1%} of the backbone of `finetune.model`, and "
+        f"the checkpoint {origin} brings {_percent(fit.share)} of the backbone of `finetune.model`, and "
         f"`checkpoint.min_loaded` asks for {min_loaded:.0%}: {len(fit.tensors)} names fit; {differences}{nearest}. "
         f"Choose the model that the checkpoint was made with{'' if fit.tensors else other}"
     )
@@ -210,11 +212,9 @@ def _bare(name: str) -> str:
     return _WRAPPERS.sub("", name)
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
+def _percent(share: float) -> str:
+    """Rounded down: 100.0% is all of it."""
+    return f"{math.floor(1000 * share) / 10:.1f}%"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from ..errors import ParamsError
 from ..files import sha256_of_json
 from ..paths import PARAMS
-from .addresses import without_credentials
+from .addresses import moves, without_credentials
 from .problems import OR_AUTO, contradictions, describe, nearest
 from .sections import (
     SPLITS,
@@ -41,8 +41,8 @@ from .sections import (
 
 __all__ = [
     "SPLITS", "STRICT", "Checkpoint", "Count", "Data", "Evaluate", "Finetune", "Flow", "Fraction", "Gate", "MinImages",
-    "Params", "Register", "Validate", "as_dict", "load_params", "modalities", "public", "pure", "read_yaml", "schema",
-    "training_digest", "without_credentials",
+    "Params", "Register", "Validate", "as_dict", "load_params", "modalities", "moves", "public", "pure", "read_yaml",
+    "schema", "training_digest", "without_credentials",
 ]  # fmt: skip
 
 _ADAPTER = TypeAdapter(Params)

@@ -37,6 +37,11 @@ def refusal_of_checkpoint(uri: str) -> str | None:
     return f"`checkpoint.uri` is {without_credentials(uri)!r}; {way_out}"
 
 
+def moves(uri: str) -> bool:
+    """Whether what lies behind a checkpoint's address may be another thing tomorrow, by the address alone."""
+    return bool(re.match(r"models:/[^/]+@|hf:(?![^/]+/[^/]+@[0-9a-f]{40}/)", uri))
+
+
 def refusal_of_source(source: str) -> str | None:
     """Why `data.source` cannot be this address, and what to do; None for a path.
 
