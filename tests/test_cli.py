@@ -238,6 +238,61 @@ def test_an_interruption_stops_the_stage_and_its_children(stage: Callable[[str],
     assert pipeline.reproduce("work", print), "the next stage gets a new process"
 
 
+SAVES = """
+import signal, sys, time
+
+def save(*_):
+    time.sleep(1)
+    open(sys.argv[1], "w").write("saved")
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, save)
+print("go", flush=True)
+time.sleep(60)
+"""
+STAYS = """
+import signal, time
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("go", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_stopped_stage_may_save_its_state(stage: Callable[[str], None], here: Path) -> None:
+    """DVC itself ends at the first signal, long before."""
+    (here / "work.py").write_text(SAVES)
+    stage(f"echo begin && {sys.executable} work.py state")
+    said: list[str] = []
+
+    def interrupt(line: str) -> None:
+        said.append(line)
+        if line == "go":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.reproduce("work", interrupt)
+    assert (here / "state").read_text() == "saved"
+    assert said[-1] == "stopping; what trains may save its state first (20 s)"
+
+
+def test_a_stage_that_will_not_stop_is_killed(
+    stage: Callable[[str], None], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dvc_process, "SECONDS_TO_SAVE", 0.3)
+    (here / "stays.py").write_text(STAYS)
+    stage(f"{sys.executable} {here}/stays.py")
+
+    def interrupt(line: str) -> None:
+        if line == "go":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.reproduce("work", interrupt)
+    alive = subprocess.run(["pgrep", "-f", f"{here}/stays.py"], capture_output=True, check=False)
+    assert alive.returncode == 1
+
+
 def test_a_stage_whose_dvc_is_killed_has_failed(stage: Callable[[str], None]) -> None:
     stage("kill -9 $PPID")
     with pytest.raises(RefitError, match="stage work failed"):

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from refit.errors import WorkspaceError
 
 _CHILD = Path(__file__).with_name("dvc_child.py").read_text()
 _MARK = "\0end "
-_SECONDS_TO_STOP = 20.0
+SECONDS_TO_SAVE = 20.0  # for a training that is stopped; Prefect's runner kills a cancelled run after 30
+_SECONDS_TO_END = 20.0
+_SECONDS_BETWEEN_LOOKS = 0.1
 _NOISE = re.compile(
     r"^(Updating lock file|Use `dvc push`|To track the changes|To enable auto staging|\tgit add|\tdvc config"
     r"|Data and pipelines are up to date)"
@@ -36,7 +39,8 @@ def run(
 ) -> tuple[int, list[str]]:
     """Run a command of DVC in the present folder and environment.
 
-    When `log` raises, or this process is interrupted, the command and all its children are stopped first.
+    When `log` raises, or this process is interrupted, the command and all its children are stopped first; a training
+    has `SECONDS_TO_SAVE` to save its state. Another interrupt ends it at once.
 
     Returns:
         The exit status, and every line; `log` got each when it came, but for DVC's advice.
@@ -72,7 +76,10 @@ def run(
             if text and not _NOISE.match(text):
                 log(text)
             status = int(code) if is_end else None
-    except BaseException:
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            with contextlib.suppress(Exception):
+                log(f"stopping; what trains may save its state first ({SECONDS_TO_SAVE:g} s)")
         _stop(process)
         raise
     finally:
@@ -108,17 +115,35 @@ def _end(process: "subprocess.Popen[str]") -> None:
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
     try:
-        process.wait(_SECONDS_TO_STOP)
+        process.wait(_SECONDS_TO_END)
     except subprocess.TimeoutExpired:
         _stop(process)
 
 
 def _stop(process: "subprocess.Popen[str]") -> None:
-    for stop_signal in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, stop_signal)
-            process.wait(_SECONDS_TO_STOP)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    """SIGTERM to all, and SIGKILL to what is there after a while. DVC ends at once and its stage in its own time: the
+    whole group is waited for.
+    """
+    try:
+        _signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + SECONDS_TO_SAVE
+        while _is_there(process) and time.monotonic() < deadline:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    finally:
+        _signal(process, signal.SIGKILL)
+        process.wait(_SECONDS_TO_END)
+
+
+def _is_there(process: "subprocess.Popen[str]") -> bool:
+    """Whether anything of its group is."""
+    process.poll()  # or it would be there itself, as a zombie
+    return _signal(process, 0)
+
+
+def _signal(process: "subprocess.Popen[str]", number: int) -> bool:
+    """To its group; says whether there is one."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
