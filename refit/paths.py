@@ -28,6 +28,10 @@ BASE_CARD = Path("checkpoints/base.json")
 MODEL_WEIGHTS = Path("models/model.safetensors")  # finetune
 MODEL_CARD = Path("models/model.json")
 HISTORY = Path("plots/history.csv")
+STATES = Path(
+    ".refit/state"
+)  # of a training that is going on: <fingerprint>/state.safetensors, best-<epoch>.safetensors
+LIVE_HISTORY = Path(".refit/live/history.csv")  # so far, with the columns of HISTORY
 
 LIVE_HISTORY = Path(".refit/live/history.csv")  # finetune, while it trains; DVC knows nothing of these
 WORK = Path(".refit/live/work.json")

@@ -44,7 +44,7 @@ OWNERS = {
         "flows.tools.notifications",
         "flows.tools.policy",
     },
-    "dvc": {"flows.tools.pipeline", "flows.tools.dvc_child", "flows.tools.dvc_files"},
+    "dvc": {"flows.tools.pipeline", "flows.tools.dvc_child", "flows.tools.dvc_files", "flows.tools.state_mirror"},
     "mlflow": {"refit.registry", "refit.model.serving"},
     "pandera": {"tasks.validate", "refit.modality"},
     "torchvision": {"refit.modality.image"},
