@@ -5,30 +5,41 @@
 
 What travels is git (the commit) and the DVC remote (the stage's inputs one way; its outputs, and the run cache that
 says what came from what, the other way). A training that ran twice pushes the same content twice: nothing doubles.
-The training's resume state will travel the same way, keyed by the commit, once training can resume.
+The state of a training that goes on travels there too: when its worker is lost, the next one goes on from it.
 """
 
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from logging import Logger, LoggerAdapter
+from typing import Any
 from uuid import UUID
 
+import pandas as pd
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import CancelledRun, ObjectNotFound
+from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
 from flows.tools import commits, pipeline, policy
-from flows.tools.liveness import SERVER_TROUBLE, Reporter, declare_lost, last_report, reporting
+from flows.tools.liveness import SERVER_TROUBLE, Reporter, declare_lost, last_report, reporting, server_id
+from flows.tools.state_mirror import NoMirror, mirrored
 from refit import errors, paths
-from refit.errors import ParamsError, RefitError, WorkerLostError, WorkspaceError
+from refit.checkpoint.card import BaseCard
+from refit.errors import CheckpointError, ParamsError, RefitError, WorkerLostError, WorkspaceError
 from refit.params import Flow, load_params
+from refit.records import digest_of_record, read_record
+from refit.registry import live, tracking
+from refit.training.lineage import lineage_of
 from tasks import environment
 
 _SECONDS_BETWEEN_LOOKS = 3.0
+_DONE = re.compile(r"(?:training: step|epoch) +([\d,]+)(?:/| of )([\d,]+)")
 _PENDING_PATIENCE = 10  # a container may be pulled for so many times the silence of a running worker
 
 
@@ -46,9 +57,39 @@ def finetune(commit: str) -> None:
         policy.retried(lambda: pipeline.pull(pipeline.inputs_of("finetune")), logger.warning)
         require_same_environment()
         policy.retried(pipeline.fetch_results, logger.warning)
-        hours = load_params().flow.stage_timeout_hours
-        pipeline.reproduce("finetune", _showing_progress(logger.info, reporter), timeout_seconds=3600 * hours)
-        policy.retried(pipeline.push, logger.warning)
+        params, training = load_params(), training_here()
+        with mirrored(training, logger) as mirror:
+            with showing_curves(training, logger) if live.is_shared(params.register) else nullcontext():
+                seconds = 3600 * params.flow.stage_timeout_hours
+                pipeline.reproduce("finetune", _showing_progress(logger.info, reporter), timeout_seconds=seconds)
+            policy.retried(pipeline.push, logger.warning)
+            mirror.forget()
+
+
+@contextmanager
+def shown_and_kept(logger: "Logger | LoggerAdapter[Any]", keeps_state: bool) -> Iterator[None]:
+    """For a training that the flow itself runs: its curves are shown; its state is kept if it would be lost here."""
+    training = training_here()
+    with mirrored(training, logger) if keeps_state else nullcontext(NoMirror()) as mirror:
+        with showing_curves(training, logger):
+            yield
+        mirror.forget()
+
+
+def showing_curves(training: str, logger: "Logger | LoggerAdapter[Any]") -> AbstractContextManager[None]:
+    """The curves of the training that runs in the block, in MLflow."""
+    tags = {tracking.FLOW_RUN_TAG: str(flow_run.id), tracking.SERVER_TAG: server_id()}
+    return live.streaming(load_params().register, training, str(flow_run.name), tags, logger.warning)
+
+
+def training_here() -> str:
+    """Names what is to be trained here: the digest of its lineage.
+
+    Raises:
+        CheckpointError: the base checkpoint's card cannot be read.
+    """
+    base = read_record(paths.BASE_CARD, BaseCard, CheckpointError, "; run `dvc repro -f fetch`")
+    return digest_of_record(lineage_of(load_params(), pd.read_parquet(paths.ACCEPTED), base))
 
 
 def require_same_environment() -> None:
@@ -153,8 +194,9 @@ def _wait(
 def _showing_progress(log: Callable[[str], None], reporter: Reporter) -> Callable[[str], None]:
     def show(line: str) -> None:
         log(line)
-        if epoch := re.match(r"epoch\s+(\d+)/(\d+)", line):
-            reporter.progress = 100.0 * int(epoch[1]) / int(epoch[2])
+        if done := _DONE.match(line):
+            steps, of = (int(number.replace(",", "")) for number in done.groups())
+            reporter.progress = 100.0 * steps / max(1, of)
 
     return show
 

@@ -8,6 +8,7 @@ are the effects: new data, a worker to train on, a commit, a push, a registered 
 """
 
 import datetime
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed
 
-from flows.finetune import train_on_worker
+from flows.finetune import shown_and_kept, train_on_worker
 from flows.prepare import prepare
 from flows.tools import commits, pipeline, policy
 from flows.tools.liveness import SERVER_TROUBLE, is_over, reconcile, reporting, server_id
@@ -101,7 +102,7 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         run_stage("fetch")
         if params.flow.training_deployment is not None:
             train_elsewhere(params, deliver)
-        run_stage("finetune")
+        run_stage("finetune", is_kept=deliver == "branch" and params.flow.training_deployment is None)
         run_stage("evaluate")
         show_evaluation()
         if deliver != "workspace":
@@ -113,13 +114,20 @@ def retrain(deliver: Deliver = "workspace") -> Any:
 
 
 @task(task_run_name="{stage}", **_EFFECT)
-def run_stage(stage: str) -> State[None]:
-    """Reproduce one DVC stage, unless it is unchanged."""
+def run_stage(stage: str, is_kept: bool = False) -> State[None]:
+    """Reproduce one DVC stage, unless it is unchanged.
+
+    Args:
+        stage: its name.
+        is_kept: whether the state of a training goes to the DVC remote meanwhile: a checkout may not outlive its run.
+    """
     logger = get_run_logger()
     try:
         hours = load_params().flow.stage_timeout_hours
         is_forced = stage == "ingest" and paths.ACCIDENTS.exists()  # which DVC knows nothing of
-        if not pipeline.reproduce(stage, logger.info, timeout_seconds=3600 * hours, is_forced=is_forced):
+        with shown_and_kept(logger, is_kept) if stage == "finetune" else nullcontext():
+            is_new = pipeline.reproduce(stage, logger.info, timeout_seconds=3600 * hours, is_forced=is_forced)
+        if not is_new:
             if stage == "fetch" and moves(uri := load_params().checkpoint.uri):
                 logger.info("%s is not looked up again; `dvc repro -f fetch` does that", uri)
             return Completed(name="Unchanged", message="its code, params and inputs are those of the last run")

@@ -22,18 +22,18 @@ import refit
 from refit import modality, paths
 from refit.checkpoint.backbone import Loaded, load_backbone
 from refit.checkpoint.card import BaseCard
-from refit.data.digests import data_digest, split_digest
 from refit.errors import CheckpointError, ParamsError, run_stage
 from refit.files import publish_json, publish_table, publishing, sha256_of_file, sha256_of_json
 from refit.modality.contract import Opaque
-from refit.model.card import FORMAT, Card, Environment, Lineage, Pretrained, ValidationMeasures
-from refit.params import Params, load_params, training_digest
+from refit.model.card import FORMAT, Card, Environment, Pretrained, ValidationMeasures
+from refit.params import Params, load_params
 from refit.progress import say
 from refit.records import as_plain, digest_of_record, publish_record, read_record
 from refit.training.choices import num_threads, pinned
 from refit.training.determinism import be_deterministic, environment
 from refit.training.examples import Examples, read_split
 from refit.training.job import Feed, Job
+from refit.training.lineage import lineage_of
 from refit.training.loop import Fitted, fit
 from refit.training.plan import Facts, make_plan
 from refit.training.precision import choose_precision
@@ -184,10 +184,7 @@ def _fingerprint(params: Params, accepted: pd.DataFrame, base: BaseCard, job: Jo
     """Of all that decides the result: a state of another training is never picked up."""
     return sha256_of_json(
         [
-            data_digest(accepted),
-            split_digest(accepted),
-            base.sha256,
-            training_digest(params),
+            as_plain(lineage_of(params, accepted, base)),
             digest_of_record(made_in),
             job.features_key,
             job.train.shelf.key,
@@ -218,13 +215,7 @@ def _card(
         best_epoch=fitted.best_epoch,
         validation=ValidationMeasures(accuracy=best.val_accuracy, loss=best.val_loss),
         weights_sha256=sha256_of_file(paths.MODEL_WEIGHTS),
-        lineage=Lineage(
-            data_digest=data_digest(accepted),
-            split_digest=split_digest(accepted),
-            base_uri=base.uri,
-            base_sha256=base.sha256,
-            params_digest=training_digest(params),
-        ),
+        lineage=lineage_of(params, accepted, base),
         environment=made_in,
         plan=job.plan.in_words(),
         pretrained=loaded,

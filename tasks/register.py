@@ -31,7 +31,7 @@ from refit.locks import one_at_a_time
 from refit.model.card import Card, read_card
 from refit.params import Params, as_dict, load_params, public, pure, training_digest
 from refit.records import as_plain, digest_of_record, read_record
-from refit.registry import packaging, releases, tracking
+from refit.registry import packaging, releases, runs, tracking
 from refit.registry.probe import Packed, serving_check
 from refit.registry.provenance import Provenance, git_state
 from refit.registry.records import CONTENT_TAG, Record, Version
@@ -239,6 +239,7 @@ def _record(run: _Run, comparison: Comparison, state: Provenance, extra_tags: Ma
     tags = {
         **{f"refit.{name}": value for name, value in dataclasses.asdict(run.digests).items()},
         **_commit_tags(state),
+        runs.TRAINING_TAG: digest_of_record(card.lineage),
         "refit.weights_bytes": str(paths.MODEL_WEIGHTS.stat().st_size),
         "refit.python": platform.python_version(),
         **{f"refit.environment.{name}": str(value) for name, value in as_plain(card.environment).items()},

@@ -81,7 +81,7 @@ def test_other_content_is_another_version_and_takes_the_alias(trained: Path) -> 
 
 
 CALLS = [
-    "_log_metrics", "_log_model", "download", "_log_evidence", "_create_version", "set_registered_model_alias",
+    "log_metrics", "_log_model", "download", "_log_evidence", "_create_version", "set_registered_model_alias",
     "create_model_version",
 ]  # fmt: skip
 

@@ -179,15 +179,15 @@ class Mirror:
             self._has_complained = True
 
 
-class _NoMirror:
-    """Without a remote there is nobody to go on elsewhere."""
+class NoMirror:
+    """Where nobody would go on elsewhere: without a remote, for one."""
 
     def forget(self) -> None:
         """Nothing to remove."""
 
 
 @contextmanager
-def mirrored(key: str, logger: "Logger | LoggerAdapter[Any]") -> Iterator["Mirror | _NoMirror"]:
+def mirrored(key: str, logger: "Logger | LoggerAdapter[Any]") -> Iterator["Mirror | NoMirror"]:
     """Keep the state of the training that runs in the block on the DVC remote, if there is one.
 
     Args:
@@ -196,7 +196,7 @@ def mirrored(key: str, logger: "Logger | LoggerAdapter[Any]") -> Iterator["Mirro
     """
     remote = _remote()
     if remote is None:
-        yield _NoMirror()
+        yield NoMirror()
         return
     filesystem, root = remote
     mirror = Mirror(filesystem, filesystem.join(root, FOLDER, key), logger)

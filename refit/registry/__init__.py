@@ -3,12 +3,14 @@
 __all__ = [
     "access",
     "champion",
+    "live",
     "local_registry",
     "packaging",
     "probe",
     "provenance",
     "records",
     "releases",
+    "runs",
     "tracking",
     "versions",
 ]

@@ -43,7 +43,7 @@ class Record:
     content_digest: str
     params: Mapping[str, str]
     tags: Mapping[str, str]
-    history: Sequence[Mapping[str, float]]  # rows with `epoch` and measures
+    history: Sequence[Mapping[str, object]]  # rows with `epoch` and measures
     metrics: Mapping[str, float]
     files: Mapping[str, Sequence[Path]]  # artifact folder -> files
     texts: Mapping[str, str]  # artifact path -> content

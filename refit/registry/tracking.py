@@ -25,6 +25,7 @@ from .experiments import experiment_id
 from .packaging import packed
 from .records import CONTENT_TAG, Record, Version
 from .registered_models import create_model, registered_model
+from .runs import TRAINING_TAG, adopt, find_unregistered, log_history, log_metrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,6 +38,10 @@ CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
 _COMMIT_TAGS = ("refit.git_commit", "refit.git_dirty", "refit.dvc_lock_sha256")
 _MODEL_TAG = "refit.model_uri"
+_WAY_OUT = (
+    "Nothing that was trained is lost: it is in models/, and `refit register` completes the registration once the "
+    "server answers"
+)
 _SETTINGS = {
     # The defaults keep a caller waiting for four minutes when the server is down.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
@@ -200,8 +205,8 @@ def links(settings: Register, version: Version) -> dict[str, str]:
 
 
 @contextmanager
-def connected(settings: Register) -> Iterator["MlflowClient"]:
-    """A client whose failures are TrackingErrors."""
+def connected(settings: Register, way_out: str = _WAY_OUT) -> Iterator["MlflowClient"]:
+    """A client whose failures are TrackingErrors; `way_out` ends the message where trying again may help."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module=r"mlflow\..*")
@@ -217,10 +222,12 @@ def connected(settings: Register) -> Iterator["MlflowClient"]:
         mlflow.set_tracking_uri(uri)
         yield mlflow.MlflowClient()
     except (MlflowException, OSError, SQLAlchemyError) as error:  # OSError: requests' errors, and a disk's
-        raise _translated(error, uri) from None  # not chained: its message may hold the password of the address
+        raise _translated(
+            error, uri, way_out
+        ) from None  # not chained: its message may hold the password of the address
 
 
-def _translated(error: Exception, uri: str) -> TrackingError:
+def _translated(error: Exception, uri: str, way_out: str) -> TrackingError:
     from mlflow.exceptions import MlflowException
 
     address, reason = without_credentials(uri), _without_password(_reason(error), uri)
@@ -231,10 +238,7 @@ def _translated(error: Exception, uri: str) -> TrackingError:
         is_refusal = isinstance(error, FileNotFoundError) or (response is not None and response.status_code < 500)
     if is_refusal:
         return TrackingError(f"MLflow at {address} refused: {reason}")
-    return TrackingUnavailableError(
-        f"MLflow at {address} failed: {reason}. Nothing that was trained is lost: it is in models/, and "
-        "`refit register` completes the registration once the server answers"
-    )
+    return TrackingUnavailableError(f"MLflow at {address} failed: {reason}. {way_out}")
 
 
 def _reason(error: Exception) -> str:
@@ -273,12 +277,18 @@ def _alias(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | Non
 
 
 def _log_run(client: "MlflowClient", record: Record, settings: Register) -> tuple[str, str]:
-    """Create the run, or go on with the one that an earlier attempt began; give its id and the model's address."""
+    """Create the run, or go on with the one that an earlier attempt or the training began; give its id and the model's
+    address."""
     import mlflow
+    from mlflow.entities import Metric
 
     experiment = experiment_id(client, settings.experiment)
     mlflow.set_experiment(experiment_id=experiment)
     begun = client.search_runs([experiment], f"tags.`{CONTENT_TAG}` = '{record.content_digest}'")
+    if not begun:
+        training = find_unregistered(client, experiment, record.tags[TRAINING_TAG], record.history)
+        if training and adopt(client, training, record.name, record.content_digest, candidates(settings)):
+            begun = [training]
     run_id = begun[0].info.run_id if begun else None
     names = {} if run_id else {"run_name": record.name}
     with mlflow.start_run(run_id=run_id, description=record.description, **names):
@@ -286,7 +296,10 @@ def _log_run(client: "MlflowClient", record: Record, settings: Register) -> tupl
         mlflow.set_tags({CONTENT_TAG: record.content_digest, **record.tags})
         mlflow.log_params(dict(record.params))
         mlflow.log_input(as_dataset(record.dataset), context="training")
-        _log_metrics(client, run.info.run_id, run.info.start_time, record)
+        log_history(client, run, record.history)
+        log_metrics(
+            client, run, [Metric(name, value, run.info.start_time, 0) for name, value in record.metrics.items()]
+        )
         for folder, files in record.files.items():
             for file in files:
                 mlflow.log_artifact(str(file), folder or None)
@@ -329,21 +342,6 @@ def _renew_evidence(
     tags = {**record.verdict, EVIDENCE_TAG: digest, COMPARISON_TAG: record.comparison_digest, **commit}
     for name, value in tags.items():
         client.set_model_version_tag(found.name, found.version, name, value)
-
-
-def _log_metrics(client: "MlflowClient", run_id: str, start_time: int, record: Record) -> None:
-    """In batches, and stamped with the run's start: logging the same again changes nothing."""
-    from mlflow.entities import Metric
-
-    values = [
-        Metric(name, float(value), start_time, int(row["epoch"]))
-        for row in record.history
-        for name, value in row.items()
-        if name != "epoch"
-    ]
-    values += [Metric(name, value, start_time, 0) for name, value in record.metrics.items()]
-    for start in range(0, len(values), 1000):
-        client.log_batch(run_id, metrics=values[start : start + 1000])
 
 
 def _log_model(record: Record) -> str:

@@ -12,6 +12,7 @@ __all__ = [
     "determinism",
     "examples",
     "job",
+    "lineage",
     "loop",
     "optimizer",
     "plan",
