@@ -179,6 +179,7 @@ def test_a_server_that_hangs_is_not_waited_for(
     assert len(warnings) == 1
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_registration_completes_the_run_of_the_training(registry: Register) -> None:
     training = digest_of_record(read_card(paths.MODEL_CARD).lineage)
     history = pd.read_csv(paths.HISTORY)
@@ -201,6 +202,7 @@ def test_registration_completes_the_run_of_the_training(registry: Register) -> N
     assert client(registry).get_run(version.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_curves_of_other_code_are_not_registered(registry: Register) -> None:
     training = digest_of_record(read_card(paths.MODEL_CARD).lineage)
     with show(registry, training):

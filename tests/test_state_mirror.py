@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flows.tools import state_mirror
-from flows.tools.state_mirror import FOLDER, mirrored
+from flows.tools.state_mirror import FOLDER, Mirror, mirrored
 from refit.files import publishing, sha256_of_file
 from refit.paths import STATES
 
@@ -113,6 +113,24 @@ def test_the_next_worker_goes_on_and_the_last_one_clears_up(clone: Callable[[str
     third = clone("third")
     with mirrored(KEY, LOG):
         assert generation(third) == 0
+
+
+def test_an_object_store_will_do(clone: Callable[[str], Path]) -> None:
+    """Without folders, and without renaming."""
+    from dvc_objects.fs.memory import MemoryFileSystem
+
+    store = MemoryFileSystem(global_store=False)
+    folder = store.join("/bucket/refit", FOLDER, KEY)
+    for number in (1, 2):
+        here = clone(f"clone-{number}")
+        mirror = Mirror(store, folder, LOG)
+        mirror.start()
+        assert generation(here) == number - 1
+        save(number)
+        mirror.stop()
+    assert len(list(store.find("/bucket"))) == 3
+    mirror.forget()
+    assert list(store.find("/bucket")) == []
 
 
 def test_another_training_does_not_get_it(clone: Callable[[str], Path]) -> None:
