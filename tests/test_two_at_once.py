@@ -131,7 +131,10 @@ def test_two_processes_register_once(
     for process, folder in zip(registrars, folders, strict=True):
         process.stdin.write(json.dumps({"folder": str(folder), "uri": uri, "meet": str(meet)}) + "\n")
         process.stdin.flush()
-    answers = [json.loads(process.stdout.readline()) for process in registrars]
+    lines = [process.stdout.readline() for process in registrars]
+    for line, process in zip(lines, registrars, strict=True):
+        assert line, process.stderr.read()
+    answers = [json.loads(line) for line in lines]
     assert sorted(answers) == [["1", False], ["1", True]]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert [found.version for found in client().search_model_versions(f"name='{name}-candidates'")] in (["1"], [1])

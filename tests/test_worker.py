@@ -101,6 +101,10 @@ class Team:
                      cwd=self.folder / "origin.git", env=self.env)  # fmt: skip
         return listed.split()
 
+    def saved_states(self) -> list[Path]:
+        """The lists of states on the DVC remote; a training's first one is empty."""
+        return [file for file in (self.folder / "storage").glob("refit-state/*/*.json") if file.name > "000001.json"]
+
     def training(self, of: int) -> str | None:
         """The id of the `of`-th training, once it has begun its second epoch."""
         runs = self.runs("finetune")
@@ -114,6 +118,14 @@ def _family(pid: int) -> list[int]:
     for member in family:
         family += [child for child, parent in parents.items() if parent == member]
     return family
+
+
+def mlflow_runs(team: Team, asked: str = "") -> list[Any]:
+    import mlflow
+
+    client = mlflow.MlflowClient(team.env["MLFLOW_TRACKING_URI"])
+    (experiment,) = client.search_experiments(filter_string="name = 'pets'")
+    return list(client.search_runs([experiment.experiment_id], asked))
 
 
 @contextmanager
@@ -149,7 +161,7 @@ def team(tmp_path_factory: pytest.TempPathFactory, prefect_api: str, origin: Pat
     folder = tmp_path_factory.mktemp("team")
     env = environment(
         folder, PREFECT_API_URL=prefect_api, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db",
-        REFIT_REPOSITORY=str(folder / "origin.git"), REFIT_BRANCH="main",
+        REFIT_REPOSITORY=str(folder / "origin.git"), REFIT_BRANCH="main", REFIT_STATE_SECONDS="0.1",
     )  # fmt: skip
     team = Team(folder, env)
     write_image_folder(team.bucket, per_class=60)
@@ -182,6 +194,7 @@ def first(team: Team) -> dict[str, Any]:
     team.start_worker("gpu-1", "gpu")
     run_id = team.begin()
     team.wait(lambda: team.training(0), "the first training")
+    team.wait(team.saved_states, "its state on the remote")
     team.kill("gpu-1")
     with unreachable_storage(team):
         team.start_worker("gpu-2", "gpu")
@@ -197,6 +210,24 @@ def test_a_killed_worker_costs_time_and_nothing_else(team: Team, first: dict[str
     assert "stopped reporting: its worker is gone" in team.logs(first["id"])
     assert "sent to finetune/gpu" in team.logs(first["id"])
     assert "`dvc pull` failed" in team.all_logs("finetune")[1]
+
+
+def test_the_second_worker_goes_on_where_the_first_was_lost(team: Team, first: dict[str, Any]) -> None:
+    lost, second = team.all_logs("finetune")
+    assert "the training goes on from what another worker saved" not in lost
+    assert "the training goes on from what another worker saved" in second
+    assert not list((team.folder / "storage").glob("refit-state/*/*")), "nothing of it is left"
+
+
+def test_the_whole_training_is_one_run_in_mlflow(team: Team, first: dict[str, Any]) -> None:
+    """Begun by the first worker, continued by the second, completed by the registration."""
+    import mlflow
+
+    client = mlflow.MlflowClient(team.env["MLFLOW_TRACKING_URI"])
+    (found,) = mlflow_runs(team)
+    assert found.info.run_id == client.get_model_version_by_alias("pets-candidates", "candidate").run_id
+    assert found.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "train_loss")] == [*range(1, 13)]
 
 
 def test_the_branch_is_exactly_that_run_to_anybody(team: Team, first: dict[str, Any], tmp_path: Path) -> None:
@@ -276,6 +307,12 @@ def test_cancelling_stops_the_training(team: Team, first: dict[str, Any]) -> Non
     team.api(f"flow_runs/{run_id}/set_state", state={"type": "CANCELLING"}, force=False)
     assert team.finish(run_id)["type"] == "CANCELLED"
     assert team.finish(training)["type"] == "CANCELLED"
+    (state,) = team.saved_states()
+    assert any(path.endswith("/state.safetensors") for path in json.loads(state.read_text())["files"]), (
+        "for the next run"
+    )
+    (stopped,) = mlflow_runs(team, "attributes.status = 'KILLED'")
+    assert stopped.data.metrics["train_loss"], "with its curves so far"
     for name in team.workers:
         commands = subprocess.run(
             ["ps", "-o", "args=", "-p", ",".join(map(str, _family(team.workers[name].pid)))],
