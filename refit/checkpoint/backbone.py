@@ -92,7 +92,9 @@ def load_backbone(
         best = max(tried, key=lambda fit: fit.share)
         raise CheckpointError(_misfit(best, offered, wanted, origin, min_loaded))
     _require_numbers(fit.tensors, backbone, origin)
-    network.load_state_dict(fit.tensors, strict=False)
+    state = network.state_dict()  # with the versions of its modules, which MNASNet asks for
+    state.update(fit.tensors)
+    network.load_state_dict(state)
     return Loaded(
         origin,
         fit.prefix,

@@ -49,7 +49,10 @@ class Classifier:
             raise CheckpointError(f"{weights} are not the weights that {card_file} describes; one of them was changed")
         networks = modality.networks(card.modality)
         network = networks.build_network(card.architecture, len(card.classes), card.head_dropout)
-        network.load_state_dict(load_file(weights), strict=True)
+        state = network.state_dict()  # with the versions of its modules, which MNASNet asks for and no file keeps
+        state.clear()
+        state.update(load_file(weights))
+        network.load_state_dict(state, strict=True)
         preprocessing = modality.preprocessing(card.modality).read_preprocessing(card.preprocessing, str(card_file))
         return cls(network.to(device).eval(), card, preprocessing)
 

@@ -88,5 +88,6 @@ def _seconds_of_a_step(network: nn.Module, inputs: Tensor) -> dict[Precision, fl
                 best[precision] = min(seconds, best.get(precision, seconds))
     network.zero_grad(set_to_none=True)
     network.train(was_training)
-    network.load_state_dict(state)
+    for name, tensor in network.state_dict().items():
+        tensor.copy_(state[name])
     return best
