@@ -3,8 +3,9 @@
     python -m tasks.environment      -> reports/environment.json
 
 It runs each time, in half a second, and the other stages name the versions that can change theirs in dvc.yaml: an
-upgrade of Pillow makes DVC decode again, one of MLflow nothing. Labels after a `+` (2.14.1+cpu) are left out, so that a
-laptop does not train again what a GPU trained; the whole truth is in the environment of the model's card.
+upgrade of Pillow makes DVC decode again, one of MLflow nothing. `network` is the digest of the source of a network of
+the user's. Labels after a `+` (2.14.1+cpu) are left out, so that a laptop does not train again what a GPU trained; the
+whole truth is in the environment of the model's card.
 """
 
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from importlib.metadata import version
 from refit import modality
 from refit.errors import run_stage
 from refit.files import publish_json
+from refit.modality import own
 from refit.params import load_params
 from refit.paths import ENVIRONMENT
 
@@ -19,7 +21,9 @@ _PACKAGES = ("numpy", "pillow", "scipy", "torch", "torchvision")
 
 
 def main() -> None:
-    publish_json(ENVIRONMENT, versions(load_params().data.modality))
+    params = load_params()
+    network = own.digest(params.finetune.model)
+    publish_json(ENVIRONMENT, versions(params.data.modality) | {"network": network})
 
 
 def versions(modality_name: str) -> dict[str, str]:

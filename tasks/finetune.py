@@ -24,6 +24,7 @@ from refit.checkpoint.backbone import Loaded, load_backbone
 from refit.checkpoint.card import BaseCard
 from refit.errors import CheckpointError, ParamsError, run_stage
 from refit.files import publish_json, publish_table, publishing, sha256_of_file, sha256_of_json
+from refit.modality import own
 from refit.modality.contract import Opaque
 from refit.model.card import FORMAT, Card, Environment, Pretrained, ValidationMeasures
 from refit.params import Params, load_params
@@ -66,7 +67,7 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     groups = modality.networks(name).layer_groups(network, head)
     facts = Facts(num_train=len(train), num_classes=len(classes), is_pretrained=base.num_tensors > 0)
     plan = make_plan(facts, groups, settings)
-    sample = _try_out(network, train, feed, plan.batch_size, device, settings.model, name)
+    sample = _try_out(network, len(classes), train, feed, plan.batch_size, device, settings.model, name)
     precision, reason = choose_precision(network, sample, settings, environment(device))
     made_in = environment(device, precision)
     job = Job(
@@ -81,7 +82,9 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
         seed=params.seed,
         device=device,
         precision=precision,
-        features_key=sha256_of_json([settings.model, as_plain(made_in), _code_digest(name)]),
+        features_key=sha256_of_json(
+            [settings.model, own.digest(settings.model), as_plain(made_in), _code_digest(name)]
+        ),
         stopped_after=pinned().stopped_after,
     )
     say(f"{settings.model} for {len(classes)} classes, {len(train):,} examples, on {device}")
@@ -150,6 +153,7 @@ def _feed(modality_name: str, preprocessing: Opaque, settings: Opaque) -> Feed:
 
 def _try_out(
     network: nn.Module,
+    num_classes: int,
     train: Examples,
     feed: Feed,
     batch_size: int,
@@ -162,13 +166,17 @@ def _try_out(
     inputs = feed.network_input(prepared)
     try:
         with torch.inference_mode():
-            network.eval()(inputs[:1])
+            logits = network.eval()(inputs[:1])
     except (RuntimeError, AssertionError, ValueError) as error:  # torchvision's ViT asserts, others fail in a kernel
         size = "x".join(str(side) for side in prepared.shape[2:])
         raise ParamsError(
             f"`finetune.model` {architecture} does not take examples of {size} ({' '.join(str(error).split())}); give "
             f"them another size in `{modality_name}.finetune`"
         ) from None
+    if logits.shape != (1, num_classes):
+        raise ParamsError(
+            f"`finetune.model` {architecture} gives {logits.shape} for one example, not (1, {num_classes}) logits"
+        )
     return inputs
 
 
@@ -219,6 +227,7 @@ def _card(
         environment=made_in,
         plan=job.plan.in_words(),
         pretrained=loaded,
+        network_sha256=own.digest(params.finetune.model),
     )
 
 

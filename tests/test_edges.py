@@ -105,6 +105,7 @@ EDITS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "numpy": (upgraded("numpy"), {"sample", "ingest", "finetune", "evaluate"}),
     "pillow": (upgraded("pillow"), {"sample"}),
     "decoders": (upgraded("decoders"), {"ingest", "finetune", "evaluate"}),
+    "network": (upgraded("network"), {"finetune", "evaluate"}),
     "mlflow": (upgraded("mlflow"), set()),
 }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Every classifier of torchvision takes a training step, and comes back from its file.
 
-One of each family by default (alexnet for its like, vgg); `pytest -m "slow or not slow" tests/test_every_architecture.py` for all of them (minutes,
-and up to 13 GB for the largest; one process each, so that this much is there again for the next).
+One of each family by default (alexnet for its like, vgg). All of them, in minutes and with up to 13 GB:
+
+    pytest -m "slow or not slow" tests/test_every_architecture.py
 """
 
 import multiprocessing
@@ -15,6 +16,7 @@ import torchvision.models
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import StochasticDepth
 
 from refit.files import sha256_of_file
 from refit.modality.image import networks as image
@@ -30,7 +32,7 @@ CLASSES = ("a", "b", "c")
 SPREAD = """alexnet convnext_tiny densenet121 efficientnet_b0 googlenet inception_v3 maxvit_t mnasnet0_5 mobilenet_v2
     mobilenet_v3_small regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_1 swin_t swin_v2_t
     vit_b_32""".split()
-SIDES = {"alexnet": 64, "inception_v3": 75, "maxvit_t": 224, "vit": 224}
+SIDES = {"alexnet": 64, "inception_v3": 75, "maxvit_t": 224, "squeezenet": 64, "vit": 224}
 """The smallest pictures of a family, in pixels; 32 for all others."""
 
 
@@ -45,8 +47,9 @@ def pictures(architecture: str) -> Tensor:
 
 
 def step(forward: Callable[[Tensor], Tensor], inputs: Tensor, network: nn.Module) -> None:
-    """One step of training with AdamW on what learns."""
-    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3, foreach=False)
+    """One step of training with AdamW on what learns. No decay: only a gradient may change a weight."""
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=1e-3, weight_decay=0.0, foreach=False)
     loss = functional.cross_entropy(forward(inputs), torch.tensor([0, 1]))
     assert loss.isfinite()
     loss.backward()
@@ -86,6 +89,9 @@ def take_steps(architecture: str, folder: Path) -> None:
 
     network.requires_grad_(True)
     network.train()
+    for module in network.modules():
+        if isinstance(module, StochasticDepth):
+            module.p = 0.0  # a block that is left out does not learn
     before = sums(network)
     step(network, inputs, network)
     moved = changed(before, network)

@@ -12,6 +12,7 @@ its settings. It is eight files, each of which keeps a Protocol of `contract.py`
     weights         published weights; the preprocessing of a base checkpoint
     augment         random changes while a network learns
 
+`own` beside them is how a network of the user's is found (`finetune.model: package.module:factory`).
 A registered model carries those with a star; all but the last three are imported without torch.
 Nothing outside of such a folder knows which kind there is, and nothing compares its name.
 """
@@ -31,6 +32,7 @@ __all__ = [
     "files",
     "names",
     "networks",
+    "own",
     "preprocessing",
     "rules",
     "settings",

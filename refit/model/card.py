@@ -83,6 +83,7 @@ class Card:
     environment: Environment
     plan: tuple[str, ...] = ()  # what was done, and what was decided for each `auto`, with the reason
     pretrained: Pretrained | None = None  # None: from scratch, or of before this was written down
+    network_sha256: str | None = None  # of the source of a network of the user's
 
 
 FORMAT: Literal[2] = 2

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .. import modality
 from ..errors import CheckpointError
 from ..files import sha256_of_file
+from ..modality import own
 from ..modality.contract import Opaque
 from ..scoring import metrics
 from .card import Card, read_card
@@ -47,6 +48,7 @@ class Classifier:
         card = read_card(card_file)
         if sha256_of_file(weights) != card.weights_sha256:
             raise CheckpointError(f"{weights} are not the weights that {card_file} describes; one of them was changed")
+        own.require_digest(card.architecture, card.network_sha256, str(card_file))
         networks = modality.networks(card.modality)
         network = networks.build_network(card.architecture, len(card.classes), card.head_dropout)
         state = network.state_dict()  # with the versions of its modules, which MNASNet asks for and no file keeps

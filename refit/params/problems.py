@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from pydantic_core import ErrorDetails
 
 from .addresses import USERINFO, refusal_of_checkpoint, refusal_of_source, without_credentials
-from .sections import Params
+from .sections import OWN_NETWORK, Params
 
 OR_AUTO = "literal['auto']"
 """pydantic's name of the word that may stand for a number."""
@@ -75,7 +75,9 @@ def contradictions(params: Params, settings: Any) -> list[str]:
 
 def _modality_contradictions(params: Params, settings: Any) -> list[str]:
     """Names that the modality would have to know, and what it says of its own settings."""
-    named = [("finetune.model", params.finetune.model, list(settings.ARCHITECTURES))]
+    model = params.finetune.model  # the user's own, module:factory, is looked for where it is used
+    is_own = re.fullmatch(OWN_NETWORK, model)
+    named = [] if is_own else [("finetune.model", model, list(settings.ARCHITECTURES))]
     named += [("gate.slices", name, list(settings.SLICES)) for name in params.gate.slices]
     return [
         f"`{key}` is {found!r}, which is not known{nearest(found, known) or '; allowed: ' + ', '.join(known)}"

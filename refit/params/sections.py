@@ -9,6 +9,9 @@ SPLITS = ("train", "val", "test")
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 
+OWN_NETWORK = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+"""package.module:factory; `refit/modality/own.py` finds it."""
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -108,7 +111,13 @@ class Checkpoint:
 class Finetune:
     """The model and how it is trained. `auto` is decided by refit/training/plan.py, with a reason that is printed."""
 
-    model: Annotated[str, Field(min_length=1, description="The network, in the names of its library.")]
+    model: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="The network, in the names of its library; or package.module:factory of this project.",
+        ),
+    ]
     strategy: Annotated[
         Literal["auto", "head", "lp_ft", "staged", "full"],
         Field(

@@ -3,9 +3,10 @@
     with packed(weights, card_file, example) as arguments:
         mlflow.pyfunc.log_model(name="model", **arguments)
 
-The code is the rooms of refit/ that a trained model needs, and nothing of training, params or registry. Its package is
-called `refit_<digest of the code>`: two versions load in one process, each with its own code, beside whatever modules
-their user has. All imports inside refit/ are relative, so a copy under another name works as it is.
+The code is the rooms of refit/ that a trained model needs, and nothing of training, params or registry; and the source
+of a network of the user's, as it lies here and as the card knows it (`refit/modality/own.py`). Its package is called
+`refit_<digest of the code>`: two versions load in one process, each with its own code, beside whatever modules their
+user has. All imports inside refit/ are relative, so a copy under another name works as it is.
 """
 
 import hashlib
@@ -13,12 +14,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import packages_distributions
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
 from .. import modality
 from ..errors import EvidenceError
+from ..modality import own
 from ..model.card import read_card
 
 _ROOT = Path(__file__).parents[1]
@@ -35,6 +38,7 @@ _CARRIED = (
     "model/serving.py",
     "modality/__init__.py",
     "modality/contract.py",
+    "modality/own.py",
     "scoring/__init__.py",
     "scoring/metrics.py",
 )
@@ -94,21 +98,22 @@ def packed(weights: Path, card_file: Path, example: bytes) -> Iterator[dict[str,
         example: an encoded example, kept as the model's example of a request.
 
     Raises:
-        CheckpointError: the card cannot be read.
+        CheckpointError: the card cannot be read, or was made with another source of the user's own network.
     """
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
 
-    modality_name = read_card(card_file).modality
-    column = modality.examples(modality_name).INPUT
+    card = read_card(card_file)
+    own.require_digest(card.architecture, card.network_sha256, str(card_file))
+    column = modality.examples(card.modality).INPUT
     outputs = [
         ColSpec(DataType.string, "label"),
         ColSpec(DataType.double, "probability"),
         ColSpec(Map(DataType.double), "probabilities"),
     ]
     with tempfile.TemporaryDirectory(prefix="refit-pack-") as folder, _importable(Path(folder)):
-        package = _write_package(Path(folder), modality_name)
+        package = _write_package(Path(folder), carried_code(card.modality) | _own_code(card.architecture))
         entry = Path(folder, "serving.py")
         entry.write_text(_ENTRY.format(package=package.name))
         yield {
@@ -117,12 +122,25 @@ def packed(weights: Path, card_file: Path, example: bytes) -> Iterator[dict[str,
             "artifacts": {"weights": str(weights), "card": str(card_file)},
             "signature": ModelSignature(Schema([ColSpec(AnyType(), column)]), Schema(outputs)),
             "input_example": pd.DataFrame({column: [example]}),
-            "pip_requirements": [f"{name}=={installed_version(name).split('+')[0]}" for name in _PACKAGES],
+            "pip_requirements": _requirements(card.architecture),
         }
 
 
-def _write_package(folder: Path, modality_name: str) -> Path:
-    code = carried_code(modality_name)
+def _own_code(architecture: str) -> dict[str, bytes]:
+    if not own.is_own(architecture):
+        return {}
+    return {f"own/{path}": content for path, content in own.sources(architecture).items()}
+
+
+def _requirements(architecture: str) -> list[str]:
+    """Exact versions of what Refit needs, and of the libraries that the user's own network imports."""
+    more = own.imported(architecture) if own.is_own(architecture) else set()
+    providers = packages_distributions() if more else {}
+    names = {*_PACKAGES, *(provider.lower() for library in more for provider in providers.get(library, ()))}
+    return [f"{name}=={installed_version(name).split('+')[0]}" for name in sorted(names)]
+
+
+def _write_package(folder: Path, code: dict[str, bytes]) -> Path:
     package = folder / package_name(code)
     for path, content in code.items():
         (package / path).parent.mkdir(parents=True, exist_ok=True)

@@ -124,7 +124,12 @@ def _named(model: Bare | Packed) -> dict[str, str]:
     if isinstance(model, Packed):
         return {"folder": str(model.folder.absolute())}
     code = Path(__file__).resolve().parents[2]
-    return {"weights": str(model.weights.absolute()), "card": str(model.card.absolute()), "code": str(code)}
+    return {
+        "weights": str(model.weights.absolute()),
+        "card": str(model.card.absolute()),
+        "code": str(code),
+        "project": str(Path.cwd()),
+    }
 
 
 def _run(name: str, request: dict[str, Any]) -> dict[str, Any]:

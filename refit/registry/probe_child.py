@@ -3,13 +3,15 @@
     python -I probe_child.py < request
 
 The request, JSON, names files of this machine only: `examples`, `answer` (to write), and the model, either
-`weights` and `card`, which the code in `code` reads, or `folder`, an MLflow model with its own code; `num_threads`
-are torch's. The answer has `classes`, `probabilities` ([example][class]), `milliseconds_per_image` (one at a time,
-decoding included), `seconds_to_load`, `peak_megabytes` and `versions`; or `error`.
+`weights` and `card`, which the code in `code` reads (and a network of the user's in `project`), or `folder`, an MLflow
+model with its own code; `num_threads` are torch's. The answer has `classes`, `probabilities` ([example][class]),
+`milliseconds_per_image` (one at a time, decoding included), `seconds_to_load`, `peak_megabytes` and `versions`; or
+`error`.
 """
 
 import gc
 import json
+import os
 import resource
 import statistics
 import sys
@@ -74,6 +76,7 @@ def _packed(folder: str) -> tuple[Any, Any, dict[str, str]]:
 
 def _bare(request: dict[str, Any]) -> tuple[Any, Any, dict[str, str]]:
     sys.path.insert(0, request["code"])
+    os.chdir(request["project"])
     from refit.model.classifier import Classifier
 
     classifier = Classifier.load(Path(request["weights"]), Path(request["card"]))

@@ -1,4 +1,4 @@
-"""The networks that read pictures: torchvision's classifiers. A registered model carries this."""
+"""The networks that read pictures: torchvision's classifiers, and the user's own. A registered model carries this."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -9,6 +9,8 @@ import torchvision.models
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...errors import ParamsError
+from .. import own
 from ..contract import LayerGroup
 from .preprocessing import Preprocessing
 
@@ -22,20 +24,42 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def build_network(architecture: str, num_outputs: int, head_dropout: float = 0.0) -> nn.Module:
-    """A network with random weights: (n, 3, height, width) float32 -> logits (n, num_outputs)."""
-    options: dict[str, Any] = {}
-    if architecture in ("googlenet", "inception_v3"):
-        # Their published weights come from TensorFlow and want its range of inputs; torchvision sets
-        # transform_input whenever it loads them. Always set here, it follows from the architecture alone.
-        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
-    network: nn.Module = torchvision.models.get_model(
-        architecture, weights=None, num_classes=num_outputs, **options
-    ).to(memory_format=torch.channels_last)
+    """A network with random weights: (n, 3, height, width) float32 -> logits (n, num_outputs).
+
+    Args:
+        architecture: torchvision's name, or package.module:factory.
+
+    Raises:
+        ParamsError: the user's own network cannot be built, or has no output layer of that width.
+    """
+    network = (
+        _own(architecture, num_outputs) if own.is_own(architecture) else _of_torchvision(architecture, num_outputs)
+    )
+    network = network.to(memory_format=torch.channels_last)
     if head_dropout:
         _, head = _head(network, num_outputs)
         head.register_forward_pre_hook(
             lambda module, inputs: (functional.dropout(inputs[0], head_dropout, module.training),)
         )
+    return network
+
+
+def _own(architecture: str, num_outputs: int) -> nn.Module:
+    network = own.build(architecture, num_outputs)
+    if not isinstance(network, nn.Module):
+        raise ParamsError(f"{architecture} must give a torch.nn.Module, found {type(network).__name__}")
+    if not _heads(network, num_outputs):
+        raise ParamsError(f"{architecture} has no output layer: no nn.Linear or nn.Conv2d with {num_outputs} outputs")
+    return network
+
+
+def _of_torchvision(architecture: str, num_outputs: int) -> nn.Module:
+    options: dict[str, Any] = {}
+    if architecture in ("googlenet", "inception_v3"):
+        # Their published weights come from TensorFlow and want its range of inputs; torchvision sets
+        # transform_input whenever it loads them. Always set here, it follows from the architecture alone.
+        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
+    network: nn.Module = torchvision.models.get_model(architecture, weights=None, num_classes=num_outputs, **options)
     return network
 
 
@@ -47,13 +71,16 @@ def head_parameters(network: nn.Module, num_outputs: int) -> list[str]:
 
 def _head(network: nn.Module, num_outputs: int) -> tuple[str, nn.Module]:
     """torchvision names the output layer differently in each family; it is the last one of the right width."""
-    heads = [
+    return _heads(network, num_outputs)[-1]
+
+
+def _heads(network: nn.Module, num_outputs: int) -> list[tuple[str, nn.Module]]:
+    return [
         (name, module)
         for name, module in network.named_modules()
         if (isinstance(module, nn.Linear) and module.out_features == num_outputs)
         or (isinstance(module, nn.Conv2d) and module.out_channels == num_outputs)
     ]
-    return heads[-1]
 
 
 def layer_groups(network: nn.Module, head: Sequence[str]) -> list[LayerGroup]:
