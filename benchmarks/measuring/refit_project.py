@@ -1,0 +1,140 @@
+"""Refit as its user runs it: a clone of this repository with its params.yaml set, and `python -m tasks.…` in it.
+
+    project = prepare(folder / "project", photos, Setting(...))    # clone, params, ingest, validate, fetch
+    copy = copy_of(project, folder / "run")                        # nothing trained, no cache
+    command = FINETUNE                                             # to be run in it
+
+This file is the one place that knows Refit's params and insides (`settings_of`, `SAVING`, `refit_passes.py`).
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from refit import paths
+from refit.errors import WorkspaceError
+
+ROOT = Path(__file__).resolve().parents[2]
+FINETUNE = [sys.executable, "-m", "tasks.finetune"]
+IMPORTS = [sys.executable, "-c", "import tasks.finetune"]
+BEFORE = ("ingest", "validate", "fetch")  # rivals have no such thing; not measured
+
+SAVING: tuple[str, object] | None = None
+"""(key, value) of params.yaml that keeps `finetune` from saving its state. None: this version saves none."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is to be trained, in the words that all rivals share."""
+
+    base: Path | None  # safetensors; None: from scratch
+    model: str
+    head_only: bool
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    size: int
+    threads: int
+    seed: int
+
+
+def settings_of(setting: Setting, known: Mapping[str, Any]) -> dict[str, object]:
+    """Dotted keys of params.yaml.
+
+    Args:
+        known: the section `finetune` of this version's params.yaml.
+    """
+    if "strategy" in known:
+        what_learns = {"finetune.strategy": "head" if setting.head_only else "full"}
+    else:
+        what_learns = {"finetune.trainable": "head" if setting.head_only else "all"}
+    base = setting.base
+    return what_learns | {
+        "seed": setting.seed,
+        "data.source": "data/photos",
+        "validate.min_images_per_class": {"train": 1, "val": 1, "test": 1},
+        "validate.max_rejected_fraction": 0.5,
+        "checkpoint.uri": "scratch" if base is None else f"file:{base}",
+        "checkpoint.sha256": None if base is None else hashlib.sha256(base.read_bytes()).hexdigest(),
+        "finetune.model": setting.model,
+        "finetune.epochs": setting.epochs,
+        "finetune.batch_size": setting.batch_size,
+        "finetune.learning_rate": setting.learning_rate,
+        "finetune.num_threads": setting.threads,
+        "finetune.device": "cpu",
+        "image.finetune.size": setting.size,
+        "image.finetune.augment.horizontal_flip": True,
+    }
+
+
+def prepare(folder: Path, photos: Path, setting: Setting, env: Mapping[str, str]) -> Path:
+    """A clone of the last commit with `photos` (which are moved into it), ready for `finetune`."""
+    run(["git", "clone", "--quiet", "--shared", str(ROOT), str(folder)], ROOT, env)
+    photos.rename(folder / "data" / "photos")
+    known = YAML().load((folder / paths.PARAMS).read_text())["finetune"]
+    configure(folder, settings_of(setting, known))
+    run([sys.executable, "-m", "compileall", "-q", "tasks", "refit"], folder, env)
+    for stage in BEFORE:
+        run([sys.executable, "-m", f"tasks.{stage}"], folder, env)
+    return folder
+
+
+def copy_of(project: Path, target: Path) -> Path:
+    """The same project in another folder: files are hard links, since Refit never writes into one that exists."""
+    shutil.copytree(project, target, copy_function=os.link, symlinks=True)
+    return target
+
+
+def configure(project: Path, settings: Mapping[str, object]) -> None:
+    """Set dotted keys of the project's params.yaml.
+
+    Raises:
+        WorkspaceError: there is no such section.
+    """
+    file = project / paths.PARAMS
+    yaml = YAML()
+    params = yaml.load(file.read_text())
+    for key, value in settings.items():
+        *above, last = key.split(".")
+        section = params
+        for name in above:
+            if name not in section:
+                raise WorkspaceError(f"{file} has no section {name}, wanted for {key}: see settings_of in {__file__}")
+            section = section[name]
+        section[last] = value
+    partial = file.with_suffix(".new")  # not into the file itself: a copy may share it
+    with partial.open("w") as stream:
+        yaml.dump(params, stream)
+    partial.replace(file)
+
+
+def photos_for_rivals(project: Path, target: Path) -> dict[str, int]:
+    """The accepted photos by split and class, so that rivals read what Refit reads; gives the number of each split."""
+    accepted = pd.read_parquet(project / paths.ACCEPTED)
+    for row in accepted.itertuples():
+        folder = target / str(row.split) / str(row.label)
+        folder.mkdir(parents=True, exist_ok=True)
+        source = project / str(row.path)
+        os.link(source, folder / f"{str(row.sha256)[:12]}{source.suffix}")
+    return {str(split): int(count) for split, count in accepted["split"].value_counts().items()}
+
+
+def run(command: list[str], cwd: Path, env: Mapping[str, str]) -> str:
+    """Run what is not measured; give what it said.
+
+    Raises:
+        WorkspaceError: it failed.
+    """
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise WorkspaceError(f"`{' '.join(command)}` in {cwd} failed: {(done.stdout + done.stderr)[-2000:]}")
+    return done.stdout
