@@ -130,16 +130,15 @@ def measured(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]
 
 
 def setting_of(arguments: argparse.Namespace, folder: Path) -> Setting:
-    head_only = arguments.task in ("head", "again") or arguments.head_only
-    kind = "head" if head_only else "full"
+    strategy = "head" if arguments.head_only or arguments.task in ("head", "again") else "full"
     base = arguments.base and arguments.base.resolve()
     return Setting(
         base=base or random_weights(arguments.model, folder / "random.safetensors"),
         model=arguments.model,
-        head_only=head_only,
-        epochs=arguments.epochs or EPOCHS[kind],
+        strategy=strategy,
+        epochs=arguments.epochs or EPOCHS[strategy],
         batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate or LEARNING_RATES[kind],
+        learning_rate=arguments.learning_rate or LEARNING_RATES[strategy],
         size=arguments.size,
         threads=arguments.threads,
         seed=0,
@@ -173,8 +172,7 @@ def pairs_of(row: Row, place: Place, num_pairs: int) -> Iterator[Pair]:
 
 def rivals_table(pairs: dict[Row, list[Pair]], place: Place) -> str:
     """Medians of each row, its ratios to Refit within pairs; the mean accuracy over the pairs' seeds."""
-    what = f"{place.setting.model}, {'head' if place.setting.head_only else 'all layers'}"
-    title = f"{what}, {place.counts['train']:,} photos, epochs: {place.setting.epochs}"
+    title = f"{place.setting.model}, {place.setting.strategy}, {place.counts['train']:,} photos, epochs: {place.setting.epochs}"
     measures = [cell for _, name, _ in MEASURES for cell in (name, "/ Refit's")]
     heading = [title, *measures, "own MB", f"accuracy on {place.counts['test']}", "less Refit's, points"]
     ours = [pair.refit for those in pairs.values() for pair in those]

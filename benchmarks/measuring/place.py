@@ -56,8 +56,9 @@ class Trained:
     """What a training used, and how good its model is on the test photos."""
 
     usage: Usage
-    accuracy: float  # in [0, 1]
-    hits: tuple[int, ...]  # 1 for each test photo whose class was found, in the order of their names
+    accuracy: float  # on the test photos, in [0, 1]
+    val_accuracy: float
+    hits: tuple[int, ...]  # 1 for each test photo whose class was found, in the order of class and name
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,16 @@ class Place:
                 command = [self.peers_python, "-m", f"peers.{row.module}", str(folder / "job.json")]
             job = self.write_job(folder / "job.json", row, seed, weights)
             usage = measure(command, cwd, environment(folder, self.setting.threads), folder / "log")
-            hits = json.loads(self.run([sys.executable, "-m", "peers.score", str(job)]).splitlines()[-1])
-        return Trained(usage, sum(hits) / len(hits), tuple(hits))
+            scored = json.loads(self.run([sys.executable, "-m", "peers.score", str(job)]).splitlines()[-1])
+        test, val = scored["test"], scored["val"]
+        return Trained(usage, sum(test) / len(test), sum(val) / len(val), tuple(test))
+
+    def from_scratch(self) -> "Place":
+        """The same photos, with random weights to start from; for Refit only."""
+        project = refit_project.copy_of(self.project, self.folder / "project-from-scratch")
+        refit_project.configure(project, {"checkpoint.uri": "scratch", "checkpoint.sha256": None})
+        self.run([sys.executable, "-m", "tasks.fetch"], project)
+        return dataclasses.replace(self, project=project, setting=dataclasses.replace(self.setting, base=None))
 
     def write_job(self, target: Path, row: Row, seed: int, weights: Path) -> Path:
         """What a rival reads (`peers/given.py`)."""
@@ -105,9 +114,10 @@ class Place:
             "photos": str(self.photos),
             "workers": 0 if self.peers is None else self.peers.workers,
             "best_flags": row.best_flags,
+            "head_only": self.setting.strategy == "head",
             "weights_out": str(weights),
         }
-        del job["threads"]  # they come by the environment
+        del job["threads"], job["strategy"]  # threads come by the environment
         target.write_text(json.dumps(job))
         return target
 

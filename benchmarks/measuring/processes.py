@@ -95,14 +95,14 @@ def _tree(pid: int) -> list[int]:
 
 
 def _own_bytes(processes: list[int]) -> int:
-    """Of one process RssAnon; of several the sum of Pss_Anon, in which a page that forks share counts once."""
+    """Of several processes in shares, so that a page that forks have in common counts once."""
     if len(processes) == 1:
-        return _bytes_in(Path(f"/proc/{processes[0]}/status"), "RssAnon:")
-    return sum(_bytes_in(Path(f"/proc/{pid}/smaps_rollup"), "Pss_Anon:") for pid in processes)
+        return _bytes_in(Path(f"/proc/{processes[0]}/status"), ("RssAnon:", "RssShmem:"))
+    return sum(_bytes_in(Path(f"/proc/{pid}/smaps_rollup"), ("Pss_Anon:", "Pss_Shmem:")) for pid in processes)
 
 
-def _bytes_in(file: Path, key: str) -> int:
+def _bytes_in(file: Path, keys: tuple[str, ...]) -> int:
     try:
-        return sum(int(line.split()[1]) * 1024 for line in file.read_text().splitlines() if line.startswith(key))
+        return sum(int(line.split()[1]) * 1024 for line in file.read_text().splitlines() if line.startswith(keys))
     except OSError:  # the process has ended meanwhile
         return 0

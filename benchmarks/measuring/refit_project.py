@@ -4,7 +4,7 @@
     copy = copy_of(project, folder / "run")                        # nothing trained, no cache
     command = FINETUNE                                             # to be run in it
 
-This file is the one place that knows Refit's params and insides (`settings_of`, `SAVING`, `refit_passes.py`).
+This file is the one place that knows Refit's params and insides (`settings_of`, `strategy_of`, `SAVING`, `refit_passes.py`).
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class Setting:
 
     base: Path | None  # safetensors; None: from scratch
     model: str
-    head_only: bool
+    strategy: str  # full, head; or another one of Refit's, which rivals don't have
     epochs: int
     batch_size: int
     learning_rate: float
@@ -53,12 +53,8 @@ def settings_of(setting: Setting, known: Mapping[str, Any]) -> dict[str, object]
     Args:
         known: the section `finetune` of this version's params.yaml.
     """
-    if "strategy" in known:
-        what_learns = {"finetune.strategy": "head" if setting.head_only else "full"}
-    else:
-        what_learns = {"finetune.trainable": "head" if setting.head_only else "all"}
     base = setting.base
-    return what_learns | {
+    return strategy_of(setting.strategy, known) | {
         "seed": setting.seed,
         "data.source": "data/photos",
         "validate.min_images_per_class": {"train": 1, "val": 1, "test": 1},
@@ -76,12 +72,30 @@ def settings_of(setting: Setting, known: Mapping[str, Any]) -> dict[str, object]
     }
 
 
+def strategy_of(strategy: str, known: Mapping[str, Any]) -> dict[str, object]:
+    """The same for what is to learn.
+
+    Raises:
+        WorkspaceError: this version of Refit knows no such strategy.
+    """
+    if "strategy" in known:
+        return {"finetune.strategy": strategy}
+    if strategy not in ("head", "full"):
+        raise WorkspaceError(f"this version of Refit has no strategy {strategy}")
+    return {"finetune.trainable": "head" if strategy == "head" else "all"}
+
+
+def known_settings(project: Path = ROOT) -> Mapping[str, Any]:
+    """The section `finetune` of a project's params.yaml."""
+    section: Mapping[str, Any] = YAML().load((project / paths.PARAMS).read_text())["finetune"]
+    return section
+
+
 def prepare(folder: Path, photos: Path, setting: Setting, env: Mapping[str, str]) -> Path:
     """A clone of the last commit with `photos` (which are moved into it), ready for `finetune`."""
     run(["git", "clone", "--quiet", "--shared", str(ROOT), str(folder)], ROOT, env)
     photos.rename(folder / "data" / "photos")
-    known = YAML().load((folder / paths.PARAMS).read_text())["finetune"]
-    configure(folder, settings_of(setting, known))
+    configure(folder, settings_of(setting, known_settings(folder)))
     run([sys.executable, "-m", "compileall", "-q", "tasks", "refit"], folder, env)
     for stage in BEFORE:
         run([sys.executable, "-m", f"tasks.{stage}"], folder, env)
