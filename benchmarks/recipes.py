@@ -9,8 +9,8 @@ training; every recipe gets the same ones. Each recipe has a short list of learn
 mean over the seeds. Test photos choose nothing. A strategy that this version of Refit does not have is left out, with a
 word. Rivals are those of training.py; as shipped they keep their own rate.
 
-A Markdown table goes to standard output (means with Student's intervals over the seeds; differences are paired by seed),
-a line per run to standard error, and FILE gets every number with the conditions.
+A Markdown table goes to standard output (means with Student's intervals over the seeds; differences are paired by
+seed), a line per run to standard error, and FILE gets every number with the conditions.
 """
 
 import argparse

@@ -172,7 +172,8 @@ def pairs_of(row: Row, place: Place, num_pairs: int) -> Iterator[Pair]:
 
 def rivals_table(pairs: dict[Row, list[Pair]], place: Place) -> str:
     """Medians of each row, its ratios to Refit within pairs; the mean accuracy over the pairs' seeds."""
-    title = f"{place.setting.model}, {place.setting.strategy}, {place.counts['train']:,} photos, epochs: {place.setting.epochs}"
+    setting = place.setting
+    title = f"{setting.model}, {setting.strategy}, {place.counts['train']:,} photos, epochs: {setting.epochs}"
     measures = [cell for _, name, _ in MEASURES for cell in (name, "/ Refit's")]
     heading = [title, *measures, "own MB", f"accuracy on {place.counts['test']}", "less Refit's, points"]
     ours = [pair.refit for those in pairs.values() for pair in those]

@@ -46,7 +46,7 @@ def later_epochs(place: Place, num_pairs: int) -> list[dict[str, Any]]:
         "ImageFolder": [place.peers_python, "-m", "peers.passes", str(job), str(_PASSES)],
     }
     speeds: dict[str, dict[int, dict[str, float]]] = {name: {} for name in commands}
-    for pair, name in abba(*commands, num_pairs):
+    for pair, name in abba("Refit", "ImageFolder", num_pairs):
         is_refit = name == "Refit"
         cwd = refit_project.copy_of(place.project, place.folder / f"passes-{pair}") if is_refit else place.folder
         speeds[name][pair] = json.loads(place.run(commands[name], cwd).splitlines()[-1])
@@ -67,7 +67,7 @@ def saving(place: Place, num_pairs: int) -> list[dict[str, Any]]:
         return []
     key, value = refit_project.SAVING
     usages: dict[str, list[Usage]] = {"saving": [], "not saving": []}
-    for pair, name in abba(*usages, num_pairs):
+    for pair, name in abba("saving", "not saving", num_pairs):
         project = refit_project.copy_of(place.project, place.folder / f"{name.replace(' ', '-')}-{pair}")
         if name == "not saving":
             refit_project.configure(project, {key: value})

@@ -35,7 +35,7 @@ def main() -> None:
     train = read_split(accepted, "train", sorted(set(accepted["label"])), name, preprocessing)
     for epoch in range(passes):
         draws = torch.from_numpy(uniforms(0, "augment", epoch, train.keys, feed.num_draws).astype(np.float32))
-        for rows in torch.randperm(len(train.labels)).split(params.finetune.batch_size):
+        for rows in torch.randperm(len(train.labels)).split(params.finetune.batch_size):  # type: ignore[no-untyped-call]
             feed.network_input(feed.augment(train.inputs[rows], draws[rows]))
         seconds.append(time.perf_counter() - began)
         began = time.perf_counter()

@@ -4,7 +4,8 @@
     copy = copy_of(project, folder / "run")                        # nothing trained, no cache
     command = FINETUNE                                             # to be run in it
 
-This file is the one place that knows Refit's params and insides (`settings_of`, `strategy_of`, `SAVING`, `refit_passes.py`).
+This file is the one place that knows Refit's params (`settings_of`, `strategy_of`, `SAVING`); its insides are known to
+`refit_passes.py` and `gpu.py` only.
 """
 
 import hashlib

@@ -63,7 +63,9 @@ class Classifier(lightning.LightningModule):
 def train(job: Job) -> nn.Module:
     """Train and validate, epoch by epoch."""
     lightning.seed_everything(job.seed)
-    workers = {"num_workers": job.workers, "persistent_workers": job.workers > 0} if job.best_flags else {}
+    workers: dict[str, Any] = {}
+    if job.best_flags:
+        workers = {"num_workers": job.workers, "persistent_workers": job.workers > 0}
     train_batches = DataLoader(photos_of(job, "train"), batch_size=job.batch_size, shuffle=True, **workers)
     val_batches = DataLoader(photos_of(job, "val"), batch_size=job.batch_size, **workers)
     flags: dict[str, Any] = {}

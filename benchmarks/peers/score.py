@@ -1,6 +1,6 @@
-"""Accuracy of any rival's weights on the test photos, outside what is measured: the same scorer for all.
+"""Which photos a trained network gets right, outside what is measured: the same scorer for all.
 
-python -m peers.score job.json      -> the accuracy, and a line of 0 and 1 per photo, as JSON
+    python -m peers.score job.json      -> {"val": [0, 1, …], "test": […]}
 """
 
 import json
