@@ -1,5 +1,5 @@
-"""What a good engineer writes in a day: decode once to uint8, channels last, bf16, a fused optimizer; and, where only
-the head learns, the features of each photo once."""
+"""What a good engineer writes in a day: photos decoded once to uint8, channels last, bf16, a fused optimizer under one
+cycle; and, where only the head learns, the features of each photo once."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,30 +18,25 @@ def train(job: Job) -> nn.Module:
     """Train and validate, epoch by epoch."""
     network = network_of(job).to(memory_format=torch.channels_last)
     (pixels, labels), (val_pixels, val_labels) = (decoded(job, split) for split in ("train", "val"))
-    if not job.head_only:
-        val_batches = val_pixels.split(job.batch_size)
-
-        def validate() -> None:
-            report(torch.cat([predicted(network, as_input(some)) for some in val_batches]), val_labels)
-
-        fit(job, network, lambda rows: augmented(pixels[rows]), labels, validate)
-        return network
-    head = network.get_submodule(head_name(network, len(job.classes)))
-    features, val_features = (features_of(job, network, head, some) for some in (pixels, val_pixels))
-    fit(job, head, lambda rows: features[rows], labels, lambda: report(predicted(head, val_features), val_labels))
+    if job.head_only:
+        head = network.get_submodule(head_name(network, len(job.classes)))
+        inputs, val_inputs = (features_of(job, network, head, some) for some in (pixels, val_pixels))
+        fit(job, head, lambda rows: inputs[rows], labels, val_inputs, val_labels)
+    else:
+        fit(job, network, lambda rows: augmented(pixels[rows]), labels, val_pixels, val_labels)
     return network
 
 
 def fit(
-    job: Job, part: nn.Module, inputs_of: Callable[[Tensor], Tensor], labels: Tensor, validate: Callable[[], None]
+    job: Job, part: nn.Module, inputs_of: Callable[[Tensor], Tensor], labels: Tensor, val: Tensor, val_labels: Tensor
 ) -> None:
-    """Train what learns: AdamW under one cycle."""
+    """Train the network, or its head; `val` are photos, or their features."""
     optimizer = torch.optim.AdamW(
         [p for p in part.parameters() if p.requires_grad], lr=job.learning_rate, weight_decay=0.05, fused=True
     )
     steps = job.epochs * len(labels.split(job.batch_size))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, job.learning_rate, steps, pct_start=0.1)
-    for _ in range(job.epochs):
+    for epoch in range(job.epochs):
         part.train()
         for rows in torch.randperm(len(labels)).split(job.batch_size):
             with torch.autocast("cpu", torch.bfloat16):
@@ -50,29 +45,30 @@ def fit(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        validate()
+        hits = predicted(job, part, val).argmax(1) == val_labels
+        print(f"epoch {epoch + 1}: validation accuracy {hits.float().mean():.3f}")
 
 
 def features_of(job: Job, network: nn.Module, head: nn.Module, pixels: Tensor) -> Tensor:
     """What the head reads, for each photo once."""
     caught: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].float()))
-    for some in pixels.split(job.batch_size):
-        predicted(network, as_input(some))
+    predicted(job, network, pixels)
     hook.remove()
     return torch.cat(caught)
 
 
 @torch.no_grad()
-def predicted(network: nn.Module, inputs: Tensor) -> Tensor:
-    """Logits."""
+def predicted(job: Job, part: nn.Module, inputs: Tensor) -> Tensor:
+    """Logits, for photos (uint8) or for features."""
+    part.eval()
     with torch.autocast("cpu", torch.bfloat16):
-        logits: Tensor = network.eval()(inputs)
-    return logits
+        batches = inputs.split(job.batch_size)
+        return torch.cat([part(as_input(some) if some.dtype == torch.uint8 else some) for some in batches])
 
 
 def decoded(job: Job, split: str) -> tuple[Tensor, Tensor]:
-    """(n, 3, size, size) uint8 and (n,) labels; memory for one set of photos, as this engineer has it."""
+    """(n, 3, size, size) uint8 and (n,) labels, all in memory."""
     folder = ImageFolder(str(Path(job.photos, split)))
     side = job.size
     squares = [
@@ -96,11 +92,6 @@ def as_input(pixels: Tensor) -> Tensor:
     """Normalised, channels last."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
     return ((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-def report(logits: Tensor, labels: Tensor) -> None:
-    """Accuracy on validation."""
-    print(f"validation accuracy {(logits.argmax(1) == labels).float().mean():.3f}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Which photos a trained network gets right, outside what is measured: the same scorer for all.
 
-    python -m peers.score job.json      -> {"val": [0, 1, …], "test": […]}
+python -m peers.score job.json      -> {"val": [0, 1, …], "test": […]}
 """
 
 import json
