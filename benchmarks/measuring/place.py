@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -164,10 +163,12 @@ def conditions(peers: Path | None, arguments: Mapping[str, object]) -> dict[str,
     if peers is not None:
         asked = [str(peers.absolute()), "-c", _ASK_VERSIONS, *_LIBRARIES, *_RIVALS]
         of_peers = json.loads(refit_project.run(asked, ROOT, os.environ))
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    commit = refit_project.run(["git", "rev-parse", "HEAD"], ROOT, os.environ).strip()
+    changes = refit_project.run(["git", "status", "--porcelain", "benchmarks"], ROOT, os.environ).splitlines()
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": git.stdout.strip(),
+        "commit": commit,  # of Refit as it was measured
+        "changed_benchmarks": changes,  # since then
         "processor": cpus[0].partition(": ")[2] if cpus else platform.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
