@@ -186,10 +186,8 @@ def rivals_table(pairs: dict[Row, list[Pair]], place: Place) -> str:
         points = of_mean([100 * (pair.rival.accuracy - pair.refit.accuracy) for pair in those])
         lines.append([row.name, *cells_of([pair.rival for pair in those], ratios), points.text("+.1f")])
     level = of_median([1.0] * len(those)).level
-    return (
-        f"{table(heading, lines)}\n\nMedians; ratios within pairs, with the sign test's interval at {level:.1%}. "
-        "Accuracy: means over the pairs' seeds, with Student's interval at 95%."
-    )
+    how = f"Medians of {len(those)} pairs; ratios within pairs, with the sign test's interval at {level:.1%}."
+    return f"{table(heading, lines)}\n\n{how} Accuracy: means over the pairs' seeds, with Student's interval at 95%."
 
 
 def cells_of(trained: Sequence[Trained], ratios: Sequence[str]) -> list[str]:
