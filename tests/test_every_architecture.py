@@ -1,6 +1,6 @@
 """Every classifier of torchvision takes a training step, and comes back from its file.
 
-One of each family by default (alexnet for its like, vgg). All of them, in minutes and with up to 13 GB:
+One of each family by default (alexnet for its like, vgg). All of them, in minutes and with 11 GB for regnet_y_128gf:
 
     pytest -m "slow or not slow" tests/test_every_architecture.py
 """
