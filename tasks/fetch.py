@@ -17,7 +17,6 @@ tensors and nothing else (`refit/checkpoint/convert.py`). base.json is the check
 (`refit/checkpoint/card.py`): for an address that moves it names what was found behind it.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -33,7 +32,7 @@ from safetensors.numpy import save_file
 from refit import paths
 from refit.checkpoint import hub
 from refit.checkpoint.card import BaseCard, Format
-from refit.checkpoint.download import DOWNLOADS, download
+from refit.checkpoint.download import DOWNLOADS, download, folder_of
 from refit.errors import ERRORS_BY_EXIT_CODE, CheckpointError, RefitError, run_stage
 from refit.files import publishing, sha256_of_file
 from refit.modality.contract import Described
@@ -147,9 +146,8 @@ def _registered(params: Params) -> Source:
     name = re.split(r"[/@]", uri.removeprefix("models:/"))[0]
     settings = replace(params.register, model_name=name.removesuffix("-candidates"))
     version = versions.find(uri, settings)
-    folder = DOWNLOADS / hashlib.sha256(version.uri.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    model = versions.fetch_bare(version, versions.bundle_of(version, settings), settings, folder)
+    bundle = versions.bundle_of(version, settings)
+    model = versions.fetch_bare(version, bundle, settings, folder_of(version.uri))
     card = read_card(model.card)
     if card.modality != params.data.modality:
         raise CheckpointError(f"{version.uri} reads {card.modality}, and `data.modality` is {params.data.modality}")

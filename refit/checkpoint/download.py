@@ -50,14 +50,10 @@ def download(url: str, token: str | None = None, way_out: str = _BY_OTHER_MEANS)
         WorkspaceError: .refit/downloads cannot be written.
     """
     name = Path(urlsplit(url).path).name or "download"
-    folder = DOWNLOADS / hashlib.sha256(url.encode()).hexdigest()[:16]
+    folder = folder_of(url)
     target = folder / name
     if target.is_file():
         return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkspaceError(f"cannot make the folder {folder}: {error.strerror}; move away what is there") from None
     partial = folder / f".{name}.partial"
     was_reached = False
     for attempt in range(1, _ATTEMPTS + 1):
@@ -78,6 +74,20 @@ def download(url: str, token: str | None = None, way_out: str = _BY_OTHER_MEANS)
             partial.replace(target)
             return target
     raise AssertionError("unreachable")
+
+
+def folder_of(address: str) -> Path:
+    """Where what comes from an address is kept; there from now on.
+
+    Raises:
+        WorkspaceError: it cannot be made.
+    """
+    folder = DOWNLOADS / hashlib.sha256(address.encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkspaceError(f"cannot make the folder {folder}: {error.strerror}; move away what is there") from None
+    return folder
 
 
 def commit_of(file: Path) -> str | None:
