@@ -51,7 +51,7 @@ class Loaded:
         if self.has_folded_norms:
             lines.append(
                 "warning: all batch norms have mean 0 and variance 1: they were folded into the convolutions, or are "
-                "not in the file. Good for `finetune.trainable: head`; other training changes every activation"
+                "not in the file. Good for `finetune.strategy: head`; other training changes every activation"
             )
         return "\n".join(lines)
 
