@@ -41,7 +41,6 @@ from refit.reports.comparison import comparison_markdown, comparison_page
 from refit.reports.disagreements import disagreements
 from refit.scoring import metrics
 from refit.scoring.metrics import Scored
-from refit.training.choices import num_threads
 
 _NEEDED = (paths.MANIFEST, paths.ACCEPTED, paths.PREDICTIONS, paths.EVALUATION, paths.MODEL_CARD, paths.MODEL_WEIGHTS)
 
@@ -132,8 +131,7 @@ def _ask_candidate(params: Params, test: pd.DataFrame) -> Answer:
     """What the trained model says of the golden examples, and what it costs."""
     files = [Path(name) for name in test["path"].iloc[:NUM_GOLDEN]]
     model = Bare(paths.MODEL_WEIGHTS, paths.MODEL_CARD)
-    threads = num_threads(params.finetune.num_threads, params.finetune.shards)
-    answer = ask(model, files, threads, paths.MODEL_WEIGHTS.as_posix())
+    answer = ask(model, files, paths.MODEL_WEIGHTS.as_posix())
     _require_same_model(answer)
     return answer
 
@@ -146,8 +144,7 @@ def _ask_champion(params: Params, test: pd.DataFrame) -> _Champion | None:
     with tempfile.TemporaryDirectory(prefix="refit-champion-") as folder:
         model = versions.fetch_packed(version, bundle, params.register, Path(folder))
         files = [Path(name) for name in test["path"]]
-        threads = num_threads(params.finetune.num_threads, params.finetune.shards)
-        answer = ask(model, files, threads, version.uri)
+        answer = ask(model, files, version.uri)
     return _Champion(version, answer, bundle, images)
 
 

@@ -17,6 +17,7 @@ import torch
 from refit import modality, paths
 from refit.errors import run_stage
 from refit.files import publish_json, publish_table, publish_text
+from refit.model.card import read_card
 from refit.model.classifier import Classifier
 from refit.params import load_params
 from refit.progress import say, track
@@ -24,7 +25,6 @@ from refit.records import as_plain, publish_record
 from refit.reports.evaluation import WorstError, evaluation_page
 from refit.scoring import metrics
 from refit.scoring.evaluation import evaluate
-from refit.training.choices import num_threads
 from refit.training.determinism import be_deterministic
 from refit.training.examples import Examples, read_split
 
@@ -34,7 +34,8 @@ _PIECE = 256
 
 def main() -> None:
     params = load_params()
-    device = be_deterministic(num_threads(params.finetune.num_threads, params.finetune.shards), params.finetune.device)
+    num_threads = read_card(paths.MODEL_CARD).environment.num_threads  # as it was trained
+    device = be_deterministic(num_threads, params.finetune.device)
     classifier = Classifier.load(paths.MODEL_WEIGHTS, paths.MODEL_CARD, device)
     accepted = pd.read_parquet(paths.ACCEPTED)
     test = accepted[accepted["split"] == "test"].reset_index(drop=True)

@@ -30,14 +30,14 @@ from refit.model.card import FORMAT, Card, Environment, Pretrained, ValidationMe
 from refit.params import Params, load_params
 from refit.progress import say
 from refit.records import as_plain, digest_of_record, publish_record, read_record
-from refit.training.choices import num_threads, pinned
+from refit.training.arithmetic import choose_arithmetic
+from refit.training.choices import pinned
 from refit.training.determinism import be_deterministic, environment
 from refit.training.examples import Examples, read_split
 from refit.training.job import Feed, Job
 from refit.training.lineage import lineage_of
 from refit.training.loop import Fitted, fit
 from refit.training.plan import Facts, make_plan
-from refit.training.precision import choose_precision
 from refit.training.shards import Ranks, started
 from refit.training.state import Keeper, as_table
 
@@ -45,7 +45,7 @@ from refit.training.state import Keeper, as_table
 def main() -> None:
     params = load_params()
     settings = params.finetune
-    device = be_deterministic(num_threads(settings.num_threads, settings.shards), settings.device)
+    device = be_deterministic(1, settings.device)
     with started("tasks.finetune", settings.shards, device) as ranks:
         _finetune(params, device, ranks)
 
@@ -68,8 +68,10 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     facts = Facts(num_train=len(train), num_classes=len(classes), is_pretrained=base.num_tensors > 0)
     plan = make_plan(facts, groups, settings)
     sample = _try_out(network, len(classes), train, feed, plan.batch_size, device, settings.model, name)
-    precision, reason = choose_precision(network, sample, settings, environment(device))
-    made_in = environment(device, precision)
+    machine = dataclasses.replace(environment(device), num_threads=0)
+    arithmetic = choose_arithmetic(network, sample, settings, as_plain(machine))
+    torch.set_num_threads(arithmetic.num_threads)
+    made_in = environment(device, arithmetic.precision)
     job = Job(
         network=network,
         groups=groups,
@@ -81,14 +83,14 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
         settings=settings,
         seed=params.seed,
         device=device,
-        precision=precision,
+        precision=arithmetic.precision,
         features_key=sha256_of_json(
             [settings.model, own.digest(settings.model), as_plain(made_in), _code_digest(name)]
         ),
         stopped_after=pinned().stopped_after,
     )
     say(f"{settings.model} for {len(classes)} classes, {len(train):,} examples, on {device}")
-    for line in (*plan.in_words(), f"{precision}: {reason}", f"{made_in.num_threads} threads"):
+    for line in (*plan.in_words(), f"{made_in.precision}, {made_in.num_threads} threads: {arithmetic.reason}"):
         say(f"  {line}")
     keeper = Keeper(_fingerprint(params, accepted, base, job, made_in))
     fitted = fit(job, keeper, ranks)

@@ -30,7 +30,6 @@ from refit.registry.probe import Bare, Packed, serving_check
 from refit.registry.provenance import doubt_of
 from refit.registry.records import CONTENT_TAG, Version
 from refit.registry.tracking import CHAMPION, EVIDENCE_TAG, PREVIOUS
-from refit.training.choices import num_threads
 
 
 @dataclass(frozen=True)
@@ -278,7 +277,6 @@ def _check(model: Bare | Packed, golden: Golden, name: str) -> None:
     serving_check(
         model,
         golden,
-        num_threads(params.finetune.num_threads, params.finetune.shards),
         params.gate.max_probability_error,
         name,
     )

@@ -38,7 +38,6 @@ from refit.registry.records import CONTENT_TAG, Record, Version
 from refit.reports.evaluation import evaluation_markdown
 from refit.reports.validation import validation_markdown
 from refit.scoring.evaluation import Evaluation
-from refit.training.choices import num_threads
 
 _COMPARISON = (paths.COMPARISON, paths.COMPARISON_REPORT, paths.COMPARISON_SUMMARY)
 _REPORTS = (paths.VALIDATION_REPORT, paths.VALIDATION_SUMMARY, paths.EVALUATION_REPORT)
@@ -198,7 +197,6 @@ def _prove(run: _Run, record: Record, comparison: Comparison, state: Provenance,
     checked = serving_check(
         Packed(model),
         read_record(paths.GOLDEN, Golden, EvidenceError, "; run `refit compare`"),
-        num_threads(params.finetune.num_threads, params.finetune.shards),
         params.gate.max_probability_error,
         model_uri,
     )

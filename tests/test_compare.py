@@ -113,7 +113,7 @@ def test_a_model_that_answers_otherwise_is_not_registered(trained: Path) -> None
 
 def test_a_model_that_does_not_load_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EvidenceError, match="models:/nobody/1 cannot be used: "):
-        probe.ask(probe.Packed(tmp_path), [], 1, "models:/nobody/1")
+        probe.ask(probe.Packed(tmp_path), [], "models:/nobody/1")
 
 
 def test_a_process_that_loads_a_model_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ EDITS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "checkpoint.uri": (param(**{"checkpoint.uri": "models:/digits/1"}), {"fetch"}),
     "checkpoint.prefix": (param(**{"checkpoint.prefix": "model."}), {"finetune"}),
     "checkpoint.min_loaded": (param(**{"checkpoint.min_loaded": 0.5}), {"finetune"}),
-    "finetune.num_threads": (param(**{"finetune.num_threads": 2}), {"finetune", "evaluate"}),
+    "finetune.num_threads": (param(**{"finetune.num_threads": 2}), {"finetune"}),
     "image.finetune.augment": (param(**{"image.finetune.augment.rotation": 1.0}), {"finetune"}),
     "image.validate.min_side": (param(**{"image.validate.min_side": 9}), {"validate"}),
     "validate.retired_labels": (param(**{"validate.retired_labels": ["x"]}), {"validate"}),

@@ -11,7 +11,6 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models import VisionTransformer
 from torchvision.models.maxvit import MaxVit
 
-from refit.errors import ParamsError
 from refit.modality.image import networks as image
 from refit.modality.image.settings import ARCHITECTURES
 from refit.training import frozen
@@ -133,25 +132,6 @@ def test_a_network_in_a_network_is_split_too() -> None:
     assert [groups[-2].name, groups[-1].name] == ["backbone.layer4.1", "head"]
 
 
-@pytest.mark.parametrize(
-    ("module", "last"),
-    [("conv1", "bn1.bias"), ("bn1", "bn1.bias"), ("layer3", "layer3.1.bn2.bias"),
-     ("layer3.0", "layer3.0.downsample.1.bias"), ("layer3.0.conv1", "layer3.0.downsample.1.bias")],
-)  # fmt: skip
-def test_frozen_until_a_module(module: str, last: str) -> None:
-    network = image.build_network("resnet18", 3)
-    names = frozen.frozen_until(image.layer_groups(network, ["fc.weight", "fc.bias"]), module)
-    order = [name for name, _ in network.named_parameters()]
-    assert names == order[: order.index(last) + 1]
-
-
-@pytest.mark.parametrize(("module", "problem"), [("layer9", "no layer"), ("layer", "no layer"), ("fc", "output layer")])
-def test_it_says_which_modules_there_are(module: str, problem: str) -> None:
-    groups = image.layer_groups(image.build_network("resnet18", 3), ["fc.weight", "fc.bias"])
-    with pytest.raises(ParamsError, match=rf"{module} .*{problem}.*conv1, layer1\.0"):
-        frozen.frozen_until(groups, module)
-
-
 def names_frozen(network: nn.Module, where: str) -> list[str]:
     """Parameters of the whole backbone, or of its first half."""
     groups = image.layer_groups(network, image.head_parameters(network, 3))
@@ -233,9 +213,8 @@ def test_rows_are_as_short_as_can_be() -> None:
     found = head_only(network, inputs)
     assert found is not None
     assert found.prefix(inputs).shape == (2, 512)
-    found = frozen.split(
-        network, frozen.frozen_until(image.layer_groups(network, ["fc.weight", "fc.bias"]), "layer3"), inputs
-    )
+    below = [name for name, _ in network.named_parameters() if not name.startswith(("layer4", "fc"))]
+    found = frozen.split(network, below, inputs)
     assert found is not None
     assert found.prefix(inputs).shape == (2, 256 * 2 * 2)
 

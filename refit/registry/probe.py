@@ -1,7 +1,7 @@
 """Ask a model in a clean process: does it load, what does it say, and what does it cost?
 
-    answer = ask(Bare(weights, card), examples, num_threads=1)       data, read by the code that is installed here
-    answer = ask(Packed(folder), examples, num_threads=1)            an MLflow model, with the code that it brings
+    answer = ask(Bare(weights, card), examples, name)       data, read by the code that is installed here
+    answer = ask(Packed(folder), examples, name)            an MLflow model, with the code that it brings
 
 The process is given files of this machine and nothing else: no address of a server, no password, no home. What another
 account stored is asked as `Bare`: weights and a card are data.
@@ -31,6 +31,10 @@ _PASSED_ON_OF = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "OPENBLAS_", "KMP_")
 """Of the environment: how programs and libraries are found and set. Everything else may be a secret."""
 
 
+_NUM_THREADS = 1
+"""Of torch: what two models cost is compared, on machines that have other work too."""
+
+
 @dataclass(frozen=True)
 class Bare:
     """A model as data."""
@@ -58,18 +62,17 @@ class Answer:
     versions: Mapping[str, str]
 
 
-def ask(model: Bare | Packed, examples: Sequence[Path], num_threads: int, name: str) -> Answer:
+def ask(model: Bare | Packed, examples: Sequence[Path], name: str) -> Answer:
     """Load a model and predict.
 
     Args:
         examples: encoded files.
-        num_threads: of torch.
         name: of the model, for messages.
 
     Raises:
         EvidenceError: the model does not load, or does not predict.
     """
-    request = {"examples": [str(file.absolute()) for file in examples], "num_threads": num_threads, **_named(model)}
+    request = {"examples": [str(file.absolute()) for file in examples], "num_threads": _NUM_THREADS, **_named(model)}
     answer = _run(name, request)
     if "error" in answer:
         raise EvidenceError(f"{name} cannot be used: {answer['error']}")
@@ -79,7 +82,7 @@ def ask(model: Bare | Packed, examples: Sequence[Path], num_threads: int, name: 
     return Answer(**(answer | {"classes": tuple(answer["classes"]), "probabilities": probabilities}))
 
 
-def serving_check(model: Bare | Packed, golden: Golden, num_threads: int, max_error: float, name: str) -> ServingCheck:
+def serving_check(model: Bare | Packed, golden: Golden, max_error: float, name: str) -> ServingCheck:
     """Ask for the golden examples, and compare.
 
     Raises:
@@ -89,7 +92,7 @@ def serving_check(model: Bare | Packed, golden: Golden, num_threads: int, max_er
         files = [Path(folder, f"{index:03d}") for index in range(len(golden.images))]
         for file, example in zip(files, golden.images, strict=True):
             file.write_bytes(example.content)
-        answer = ask(model, files, num_threads, name)
+        answer = ask(model, files, name)
     if answer.classes != golden.classes:
         raise EvidenceError(f"{name} has other classes than the model that was trained")
     expected = golden.probabilities  # (n, num_classes)

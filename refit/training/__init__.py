@@ -3,11 +3,12 @@
 loop          the epochs, and what is kept of them         plan        what is decided before it begins
 step          one step; `shards` on several processes      state       what a killed training goes on from
 features      batches of a phase; `frozen` layers run once cache       what was computed once, on disk
-examples      from files to arrays                         precision   fp32 or bf16, by a probe
+examples      from files to arrays                         arithmetic  fp32 or bf16, and threads, by a probe
 optimizer     rates, schedule, average                     determinism randomness without state
 """
 
 __all__ = [
+    "arithmetic",
     "choices",
     "determinism",
     "examples",
@@ -16,7 +17,6 @@ __all__ = [
     "loop",
     "optimizer",
     "plan",
-    "precision",
     "shards",
     "state",
 ]

@@ -35,15 +35,6 @@ def pin(folder: Path, choices: Pinned) -> None:
     publish_record(folder / _PINNED, choices)
 
 
-def num_threads(setting: int | Literal["auto"], shards: int) -> int:
-    """CPU threads of torch. With shards there is one a process, so that the number of processes changes nothing."""
-    if (fixed := pinned().num_threads) is not None:
-        return fixed
-    if setting != "auto":
-        return setting
-    return available_cores() if shards == 1 else 1
-
-
 def available_cores() -> int:
     """The cores that this process may use: its affinity, and the quota of its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

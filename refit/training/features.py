@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from ..progress import say
 from . import frozen
+from .arithmetic import autocast
 from .cache import FORMAT, Rows, Shelf
 from .determinism import uniforms
 from .examples import Examples
 from .job import Job
 from .plan import Phase
-from .precision import autocast
 
 _FEATURE_BATCH = 16
 _RESIDENT_BYTES = 64 * 2**20

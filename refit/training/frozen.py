@@ -20,9 +20,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..errors import ParamsError
-from ..modality.contract import LayerGroup
-
 
 @dataclass(frozen=True)
 class Split:
@@ -61,23 +58,6 @@ def split(network: nn.Module, frozen: Collection[str], sample: Tensor) -> Split 
             if found and torch.equal(found.suffix.eval()(found.prefix(sample)), whole):
                 return found
     return None
-
-
-def frozen_until(groups: Sequence[LayerGroup], module: str) -> list[str]:
-    """Names of the parameters up to and including `module`: a group, a part of one, or several that share a prefix.
-
-    Raises:
-        ParamsError: there is no such module, or nothing would be left to train.
-    """
-    inside = [any(f"{name}.".startswith(f"{module}.") for name in (group.name, *group.parameters)) for group in groups]
-    if not any(inside) or inside[-1]:
-        raise ParamsError(
-            f"`finetune.freeze_until` {module} "
-            + ("holds the output layer: nothing would learn" if any(inside) else "is no layer of this network")
-            + f"; choose among {', '.join(group.name for group in groups[:-1])}"
-        )
-    last = max(index for index, is_inside in enumerate(inside) if is_inside)
-    return [name for group in groups[: last + 1] for name in group.parameters]
 
 
 def set_training(network: nn.Module, frozen: Collection[str]) -> None:

@@ -23,11 +23,11 @@ from ..errors import TrainingError
 from ..progress import TrainingProgress, say, training_progress
 from ..scoring import metrics
 from ..stopping import Stopped, stop_requests
+from .arithmetic import autocast
 from .determinism import uniforms
 from .features import Stream, Work, stream_for
 from .job import Job
 from .plan import Phase, num_steps
-from .precision import autocast
 from .shards import Ranks
 from .state import Epoch, Keeper, Position, parse
 from .step import Learner

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..params import Finetune
+from .arithmetic import autocast
 from .determinism import step_seed, uniforms
 from .features import Stream
 from .job import Job
 from .optimizer import Average, adamw, learning_rate_at, optimizer_tensors, restore
 from .plan import Phase, num_steps
-from .precision import autocast
 from .shards import Ranks, Statistics, cut, tree_sum
 from .state import Position
 

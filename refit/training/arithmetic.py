@@ -1,0 +1,125 @@
+"""How a training computes here: the number format of the big products, and the threads.
+
+bf16 halves a step of a network of wide convolutions and doubles one of small depthwise ones; a second thread halves a
+step on an idle machine and makes it many times longer on a busy one. No list of networks says so beforehand: a probe
+of a second or two does, per network, input and machine. Another answer would be another result, so it is kept for all
+projects of this user (~/.cache/refit/probes); `refit reproduce` uses what the card says instead.
+"""
+
+import os
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import WorkspaceError
+from ..files import sha256_of_json
+from ..params import Finetune
+from ..records import publish_record, read_record
+from .choices import Precision, available_cores, pinned
+
+_ROWS = (4, 16)
+_ROUNDS = 3
+_SHORT_SECONDS = 0.05
+_CLEARLY_FASTER = 0.8
+"""More threads, or bf16, are taken where a step takes less than this share of the plain one: the noise of a short probe
+must not decide, and bf16's rounding must buy something."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """What is used, and why."""
+
+    precision: Precision
+    num_threads: int  # of the CPU
+    reason: str
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """The context in which the network computes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def choose_arithmetic(network: nn.Module, inputs: Tensor, settings: Finetune, machine: object) -> Arithmetic:
+    """What `finetune.precision` and `finetune.num_threads` mean here, for a network on inputs (n, …).
+
+    With shards there is one thread a process, so that the number of processes changes nothing. The network's weights
+    and running statistics stay as they are; torch's number of threads does not.
+
+    Args:
+        machine: the environment class, as plain values: part of the key under which the answer of a probe is kept.
+    """
+    fixed = pinned()
+    precision = fixed.precision or (None if settings.precision == "auto" else settings.precision)
+    num_threads = fixed.num_threads or (None if settings.num_threads == "auto" else settings.num_threads)
+    if inputs.device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported()
+        precision = precision or ("bf16" if has_bf16 else "fp32")
+        return Arithmetic(precision=precision, num_threads=num_threads or available_cores(), reason="on a GPU")
+    if settings.shards > 1:
+        num_threads = num_threads or 1
+    if precision and num_threads:
+        return Arithmetic(precision=precision, num_threads=num_threads, reason="as params.yaml or the card says")
+    key = sha256_of_json([settings.model, list(inputs.shape), precision, num_threads, available_cores(), machine])
+    answer = _probes() / f"{key}.json"
+    if not answer.exists():
+        publish_record(answer, _probe(network, inputs, precision, num_threads))
+    return read_record(answer, Arithmetic, WorkspaceError, "; remove it")
+
+
+def _probe(network: nn.Module, inputs: Tensor, precision: Precision | None, num_threads: int | None) -> Arithmetic:
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    was_training = network.training
+    network.train()
+    rows = inputs[: _ROWS[0]]
+    if _seconds(network, rows, "fp32", 1) < _SHORT_SECONDS:
+        rows = inputs[: _ROWS[1]]
+    cores = available_cores()
+    threads = [num_threads] if num_threads else sorted({1, cores})
+    formats: list[Precision] = [precision] if precision else ["fp32", "bf16"]
+    best = {(count, format_): float("inf") for count in threads for format_ in formats}
+    for round_ in range(_ROUNDS):
+        for count, format_ in best:
+            seconds = _seconds(network, rows, format_, count)
+            if round_:  # the first one chooses kernels
+                best[count, format_] = min(seconds, best[count, format_])
+    network.zero_grad(set_to_none=True)
+    network.train(was_training)
+    for name, tensor in network.state_dict().items():
+        tensor.copy_(state[name])
+    count, threads_say = _faster(best, [(each, formats[0]) for each in threads])
+    chosen, format_says = _faster(best, [(count[0], each) for each in formats])
+    return Arithmetic(
+        precision=chosen[1], num_threads=chosen[0], reason="; ".join(filter(None, (threads_say, format_says)))
+    )
+
+
+def _faster(
+    seconds: dict[tuple[int, Precision], float], ways: list[tuple[int, Precision]]
+) -> tuple[tuple[int, Precision], str]:
+    """The last of one or two ways if it is clearly faster than the first, and the reason."""
+    plain, other = ways[0], ways[-1]
+    if plain == other:
+        return plain, ""
+    share = seconds[other] / seconds[plain]
+    is_format = plain[0] == other[0]
+    said = f"a step with {other[1] if is_format else f'{other[0]} threads'} took {share:.2f} of one with "
+    said += plain[1] if is_format else f"{plain[0]}"
+    return (other if share < _CLEARLY_FASTER else plain), said
+
+
+def _seconds(network: nn.Module, inputs: Tensor, precision: Precision, num_threads: int) -> float:
+    """Of a forward and a backward pass."""
+    torch.set_num_threads(num_threads)
+    start = time.perf_counter()
+    with autocast(inputs.device, precision):
+        logits = network(inputs)
+    logits.float().sum().backward()
+    return time.perf_counter() - start
+
+
+def _probes() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refit" / "probes"
