@@ -216,6 +216,7 @@ def test_the_second_worker_goes_on_where_the_first_was_lost(team: Team, first: d
     lost, second = team.all_logs("finetune")
     assert "the training goes on from what another worker saved" not in lost
     assert "the training goes on from what another worker saved" in second
+    assert re.search(r"going on after [\d,]+ steps", second), "and the training takes it up"
     assert not list((team.folder / "storage").glob("refit-state/*/*")), "nothing of it is left"
 
 
