@@ -73,7 +73,7 @@ def compare() -> Comparison:
     _require_outputs()
     test, accepted = _test_images()
     champion = _ask_champion(params, test)
-    candidate = _ask_candidate(params, test)
+    candidate = _ask_candidate(test)
     labels = _labels(params, test, candidate, champion)
     new, old = _sides(candidate, champion, test, labels)
     bins = params.evaluate.calibration_bins
@@ -127,7 +127,7 @@ def _stored_golden_probabilities(classes: Sequence[str]) -> np.ndarray:
     return np.column_stack([batch.column(0).to_numpy() for batch in first])
 
 
-def _ask_candidate(params: Params, test: pd.DataFrame) -> Answer:
+def _ask_candidate(test: pd.DataFrame) -> Answer:
     """What the trained model says of the golden examples, and what it costs."""
     files = [Path(name) for name in test["path"].iloc[:NUM_GOLDEN]]
     model = Bare(paths.MODEL_WEIGHTS, paths.MODEL_CARD)

@@ -34,7 +34,7 @@ from .conftest import draw, write_image_folder
 from .trainings import PREPROCESSING
 from .trainings import pictures as tiny_pictures
 
-STILL = Augment(rotation=0.0, translation=0.0, scale=1.0, horizontal_flip=False)
+STILL = Augment(policy="none", rotation=0.0, translation=0.0, scale=1.0, horizontal_flip=False)
 
 
 @pytest.fixture(autouse=True)
@@ -147,22 +147,43 @@ def test_augmentation_flips_turns_and_shifts() -> None:
     draws = torch.full((2, 5), 0.5)
     draws[0, 4], draws[1, 4] = 0.1, 0.9
     flipped = augmentation.distort(
-        inputs, draws, Augment(rotation=0.0, translation=0.0, scale=1.0, horizontal_flip=True)
+        inputs, draws, Augment(policy="none", rotation=0.0, translation=0.0, scale=1.0, horizontal_flip=True)
     )
     assert torch.allclose(flipped[0], inputs[0].flip(-1).float(), atol=1e-3)
     assert torch.allclose(flipped[1], inputs[1].float(), atol=1e-3)
     draws[:, 0] = 1.0
     turned = augmentation.distort(
-        inputs, draws, Augment(rotation=90.0, translation=0.0, scale=1.0, horizontal_flip=False)
+        inputs, draws, Augment(policy="none", rotation=90.0, translation=0.0, scale=1.0, horizontal_flip=False)
     )
     quarter = [torch.rot90(inputs[0], turns, (1, 2)).float() for turns in (1, 3)]
     assert any(torch.allclose(turned[0], candidate, atol=1e-2) for candidate in quarter)
     draws[:, 0], draws[:, 2] = 0.5, 1.0
     shifted = augmentation.distort(
-        inputs, draws, Augment(rotation=0.0, translation=0.25, scale=1.0, horizontal_flip=False)
+        inputs, draws, Augment(policy="none", rotation=0.0, translation=0.25, scale=1.0, horizontal_flip=False)
     )
     assert torch.allclose(shifted[0, :, :, :12], inputs[0, :, :, 4:].float(), atol=1e-2)
     assert (shifted[0, :, :, 12:] == 0).all()
+
+
+@pytest.mark.parametrize("policy", ["trivial_augment", "rand_augment", "auto_augment"])
+def test_a_policy_changes_each_picture_by_its_own_draws_alone(policy: Any) -> None:
+    inputs = torch.from_numpy(tiny_pictures(6)[0])
+    draws = torch.rand(6, augmentation.NUM_DRAWS, generator=torch.Generator().manual_seed(1))
+    settings = ImageFinetune(size=16, augment=dataclasses.replace(STILL, policy=policy))
+    changed = augmentation.augment(inputs, draws, settings)
+    assert not torch.allclose(changed, inputs.float(), atol=1.0)
+    assert torch.equal(augmentation.augment(inputs[2:4], draws[2:4], settings), changed[2:4])
+
+
+def test_a_large_photo_is_decoded_smaller_and_looks_the_same() -> None:
+    photo = draw(7, 640, 480).resize((2560, 1920), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=95)
+    large = dataclasses.replace(PREPROCESSING, resize_size=256, crop_size=224)
+    assert image_file.decode(buffer.getvalue(), 256).size == (640, 480)
+    assert image_file.decode(buffer.getvalue()).size == (2560, 1920)
+    whole = pictures.prepare(np.asarray(image_file.decode(buffer.getvalue())), large).astype(int)
+    assert np.abs(pictures.prepare(buffer.getvalue(), large) - whole).mean() < 2
 
 
 # The stages, in a project

@@ -23,10 +23,12 @@ from refit.training.plan import Facts, make_plan
 PREPROCESSING = Preprocessing(
     resize_size=16, crop_size=16, interpolation="bilinear", mean=published.IMAGENET_MEAN, std=published.IMAGENET_STD
 )
+CHANGES = Augment(policy="none", rotation=20.0, translation=0.1, scale=1.2, horizontal_flip=True)
 FEED = Feed(
     network_input=partial(image.network_input, preprocessing=PREPROCESSING),
     augment=partial(
-        augmentation.distort, settings=Augment(rotation=20.0, translation=0.1, scale=1.2, horizontal_flip=True)
+        augmentation.distort,
+        settings=Augment(policy="none", rotation=20.0, translation=0.1, scale=1.2, horizontal_flip=True),
     ),
     num_draws=augmentation.NUM_DRAWS,
 )

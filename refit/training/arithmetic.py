@@ -80,18 +80,18 @@ def _probe(network: nn.Module, inputs: Tensor, precision: Precision | None, num_
     cores = available_cores()
     threads = [num_threads] if num_threads else sorted({1, cores})
     formats: list[Precision] = [precision] if precision else ["fp32", "bf16"]
-    best = {(count, format_): float("inf") for count in threads for format_ in formats}
+    best = {(each, format_): float("inf") for each in threads for format_ in formats}
     for round_ in range(_ROUNDS):
-        for count, format_ in best:
-            seconds = _seconds(network, rows, format_, count)
+        for way in best:
+            seconds = _seconds(network, rows, way[1], way[0])
             if round_:  # the first one chooses kernels
-                best[count, format_] = min(seconds, best[count, format_])
+                best[way] = min(seconds, best[way])
     network.zero_grad(set_to_none=True)
     network.train(was_training)
     for name, tensor in network.state_dict().items():
         tensor.copy_(state[name])
-    count, threads_say = _faster(best, [(each, formats[0]) for each in threads])
-    chosen, format_says = _faster(best, [(count[0], each) for each in formats])
+    (count, _), threads_say = _faster(best, [(each, formats[0]) for each in threads])
+    chosen, format_says = _faster(best, [(count, each) for each in formats])
     return Arithmetic(
         precision=chosen[1], num_threads=chosen[0], reason="; ".join(filter(None, (threads_say, format_says)))
     )

@@ -5,16 +5,41 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms import v2
 
 from .settings import Augment, Finetune
 
-NUM_DRAWS = 5
-"""How many uniform numbers `augment` wants for each picture."""
+NUM_DRAWS = 7
+"""How many uniform numbers `augment` wants for each picture: five for `distort`, two for a policy."""
+
+_POLICIES = {
+    "trivial_augment": v2.TrivialAugmentWide,  # Müller and Hutter 2021
+    "rand_augment": v2.RandAugment,  # Cubuk et al. 2020
+    "auto_augment": v2.AutoAugment,  # Cubuk et al. 2019, the policy of ImageNet
+}
 
 
 def augment(examples: Tensor, draws: Tensor, settings: Finetune) -> Tensor:
-    """`distort` by the section `image.finetune` of params.yaml."""
+    """The section `image.finetune.augment` of params.yaml: a policy, then `distort`.
+
+    Args:
+        examples: (n, 3, height, width) uint8.
+        draws: (n, NUM_DRAWS) float32, uniform in [0, 1).
+
+    Returns:
+        (n, 3, height, width), float32 in [0, 255].
+    """
+    if settings.augment.policy != "none":
+        transform = _POLICIES[settings.augment.policy]()
+        seeds = (draws[:, 5:] * 2**24).long().tolist()  # float32 has that many steps
+        examples = torch.stack([_changed(*each, transform) for each in zip(examples, seeds, strict=True)])
     return distort(examples, draws, settings.augment)
+
+
+def _changed(picture: Tensor, seed: list[int], transform: v2.Transform) -> Tensor:
+    torch.manual_seed(seed[0] << 24 | seed[1])
+    changed: Tensor = transform(picture)
+    return changed
 
 
 def distort(examples: Tensor, draws: Tensor, settings: Augment) -> Tensor:
@@ -22,7 +47,7 @@ def distort(examples: Tensor, draws: Tensor, settings: Augment) -> Tensor:
 
     Args:
         examples: (n, 3, height, width) uint8.
-        draws: (n, NUM_DRAWS) float32, uniform in [0, 1).
+        draws: (n, 5 or more) float32, uniform in [0, 1).
 
     Returns:
         (n, 3, height, width) float32 in [0, 255]; what comes from outside a picture is black.

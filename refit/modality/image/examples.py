@@ -24,9 +24,9 @@ def prepare(picture: Example, preprocessing: Preprocessing) -> np.ndarray:
     Raises:
         ValueError: the picture cannot be read; the message is for the user.
     """
-    image = _from_pixels(picture) if isinstance(picture, np.ndarray) else files.decode(picture)
-    rgb = files.to_rgb(image)
     resize, crop = preprocessing.resize_size, preprocessing.crop_size
+    image = _from_pixels(picture) if isinstance(picture, np.ndarray) else files.decode(picture, resize)
+    rgb = files.to_rgb(image)
     width, height = (max(crop, side * resize // min(rgb.size)) for side in rgb.size)
     rgb = rgb.resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
     left, top = round((width - crop) / 2), round((height - crop) / 2)  # rounded as torchvision does

@@ -65,8 +65,12 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def decode(content: bytes) -> Image.Image:
+def decode(content: bytes, least_side: int | None = None) -> Image.Image:
     """Decode an image completely and turn it upright.
+
+    Args:
+        least_side: a JPEG may be decoded at a half, a quarter or an eighth of its size, if no side gets shorter than
+            this. A photo of 12 megapixels for a network of 224 pixels then takes a fifth of the time.
 
     Raises:
         ValueError: no image, damaged, too large, or too long; the message is for the user.
@@ -77,6 +81,8 @@ def decode(content: bytes) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} in all")
             refuse_ribbon(image)
+            if least_side is not None:
+                image.draft(None, (least_side, least_side))
             image.load()
             upright = ImageOps.exif_transpose(image)
             upright.format = image.format

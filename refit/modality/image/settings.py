@@ -43,6 +43,10 @@ class Validate:
 class Augment:
     """Random changes to training images. The change of an image depends on seed, epoch and image only."""
 
+    policy: Annotated[
+        Literal["none", "trivial_augment", "rand_augment", "auto_augment"],
+        Field(description="Of torchvision; before the changes below. It costs a millisecond or two an image."),
+    ]
     rotation: Annotated[float, Field(ge=0.0, le=180.0, description="Largest rotation either way, in degrees.")]
     translation: Annotated[float, Field(ge=0.0, le=1.0, description="Largest shift, as a share of the image's side.")]
     scale: Annotated[
