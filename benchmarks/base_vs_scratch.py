@@ -22,24 +22,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from measuring.refit_job import feed_of, job_of, read_project
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from refit import modality, paths
+from refit import paths
 from refit.checkpoint.backbone import load_backbone
-from refit.checkpoint.card import BaseCard
 from refit.errors import CheckpointError, DataError, run_stage
 from refit.files import publish_json, sha256_of_file
-from refit.modality.image import networks as image
 from refit.model.classifier import predict_logits
-from refit.params import Finetune, load_params
-from refit.records import as_plain, read_record
+from refit.params import Finetune
+from refit.records import as_plain
 from refit.scoring import metrics
 from refit.training.determinism import be_deterministic, environment, uniforms
-from refit.training.examples import Examples, read_split
-from refit.training.loop import Feed, Fitted, feed_of, fit
+from refit.training.examples import Examples
+from refit.training.job import Feed, Job
+from refit.training.loop import Fitted, fit
 
 IMAGES_PER_CLASS = 10
 SEEDS = range(5)
@@ -56,6 +57,7 @@ class Problem:
     val: Examples
     test: Examples
     num_classes: int
+    modality_name: str
     feed: Feed
     base_weights: dict[str, Tensor]
     base_uri: str
@@ -123,24 +125,25 @@ def read_problem() -> Problem:
     for path in (paths.ACCEPTED, paths.BASE_CARD, paths.BASE_WEIGHTS):
         if not path.is_file():
             raise DataError(f"{path} is missing; run `dvc repro validate fetch` in the project's root folder first")
-    card = read_record(paths.BASE_CARD, BaseCard, CheckpointError)
+    project = read_project()
+    params, card = project.params, project.base
     if not card.num_tensors or sha256_of_file(paths.BASE_WEIGHTS) != card.sha256:
         raise CheckpointError(
             f"{paths.BASE_WEIGHTS} does not hold the pretrained weights of {paths.BASE_CARD}; "
             "set `checkpoint.uri` in params.yaml to file:base/glyphs.safetensors and run `dvc repro fetch`"
         )
-    params = load_params()
-    preprocessing = modality.weights(params.data.modality).preprocessing_for(
-        card.preprocessing, params.of_modality.finetune
+    train, val, test = (project.split(name) for name in ("train", "val", "test"))
+    return Problem(
+        train=train,
+        val=val,
+        test=test,
+        num_classes=len(project.classes),
+        modality_name=params.data.modality,
+        feed=feed_of(params, project.preprocessing),
+        base_weights=load_file(paths.BASE_WEIGHTS),
+        base_uri=card.uri,
+        settings=dataclasses.replace(params.finetune, strategy="full", batch_size=BATCH_SIZE),
     )
-    feed = feed_of(params.data.modality, preprocessing, params.of_modality.finetune)
-    accepted = pd.read_parquet(paths.ACCEPTED)
-    classes = sorted(set(accepted["label"]))
-    train, val, test = (
-        read_split(accepted, split, classes, params.data.modality, preprocessing) for split in ("train", "val", "test")
-    )
-    settings = dataclasses.replace(params.finetune, trainable="all", batch_size=BATCH_SIZE, device="cpu", num_threads=1)
-    return Problem(train, val, test, len(classes), feed, load_file(paths.BASE_WEIGHTS), card.uri, settings)
 
 
 def draw_few(examples: Examples, per_class: int, seed: int) -> Examples:
@@ -152,8 +155,9 @@ def draw_few(examples: Examples, per_class: int, seed: int) -> Examples:
     table = pd.DataFrame({"label": examples.labels, "draw": uniforms(seed, "few", 0, examples.keys, 1)[:, 0]})
     if table["label"].value_counts().min() < per_class:
         raise DataError(f"a class has fewer than {per_class} training images")
-    rows = table.sort_values("draw").groupby("label").head(per_class).index.tolist()
-    return Examples(examples.inputs[rows], examples.labels[rows], examples.keys[rows])
+    rows = table.sort_values("draw").groupby("label").head(per_class).index.to_numpy()
+    sha256s = tuple(examples.sha256s[row] for row in rows)
+    return Examples(sha256s, examples.labels[rows], examples.shelf, lambda indices: examples.prepare(rows[indices]))
 
 
 def setups() -> Iterator[Setup]:
@@ -167,24 +171,23 @@ def setups() -> Iterator[Setup]:
 
 def run_one(problem: Problem, setup: Setup) -> Run:
     """Train once; the test split is not touched."""
-    network, head = build_network(problem, setup)
-    few = draw_few(problem.train, IMAGES_PER_CLASS, setup.seed)
-    settings = dataclasses.replace(problem.settings, epochs=setup.epochs, learning_rate=setup.learning_rate)
+    job = job_for(problem, setup)
     began = time.perf_counter()
-    fitted = fit(network, head, few, problem.val, problem.feed, settings, setup.seed)
+    fitted = fit(job)
     run = Run(setup, fitted, time.perf_counter() - began)
     print(f"{setup}: val accuracy {run.val_accuracy:.4f}, {run.seconds:.1f} s", file=sys.stderr, flush=True)
     return run
 
 
-def build_network(problem: Problem, setup: Setup) -> tuple[nn.Module, list[str]]:
-    """The network at its start, and the names of its head's parameters. The head is new in both starts, and equal."""
-    torch.manual_seed(setup.seed)
-    network = image.build_network(problem.settings.model, problem.num_classes, problem.settings.head_dropout)
-    head = image.head_parameters(network, problem.num_classes)
+def job_for(problem: Problem, setup: Setup) -> Job:
+    """The training, with the network at its start. The head is new in both starts, and equal."""
+    few = draw_few(problem.train, IMAGES_PER_CLASS, setup.seed)
+    settings = dataclasses.replace(problem.settings, epochs=setup.epochs, learning_rate=setup.learning_rate)
+    splits, kind = (few, problem.val), problem.modality_name
+    job = job_of(kind, settings, splits, problem.feed, problem.num_classes, setup.seed)
     if setup.start == "base":
-        load_backbone(network, problem.base_weights, head, "image", problem.base_uri)
-    return network, head
+        load_backbone(job.network, problem.base_weights, job.groups[-1].parameters, kind, problem.base_uri)
+    return job
 
 
 def choose(problem: Problem, runs: list[Run], epochs: int, start: str) -> Arm:
@@ -205,10 +208,12 @@ def choose(problem: Problem, runs: list[Run], epochs: int, start: str) -> Arm:
 
 def accuracy_on_test(problem: Problem, run: Run) -> float:
     """Accuracy of a run's weights on the whole test split."""
-    network, _ = build_network(problem, run.setup)
+    network = job_for(problem, run.setup).network
     network.load_state_dict(run.fitted.weights, strict=True)
-    logits = predict_logits(network, problem.test.inputs, problem.feed.network_input, BATCH_SIZE)
-    return metrics.accuracy(metrics.score(metrics.softmax(logits), problem.test.labels.numpy()))
+    inputs = torch.from_numpy(problem.test.rows.gather(np.arange(len(problem.test))))
+    with torch.inference_mode():
+        logits = predict_logits(network, inputs, problem.feed.network_input, BATCH_SIZE)
+    return metrics.accuracy(metrics.score(metrics.softmax(logits), problem.test.labels))
 
 
 def differences(arms: list[Arm], epochs: int) -> list[float]:

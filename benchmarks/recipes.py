@@ -6,8 +6,8 @@
 Fine-tuning from given weights against scratch; the head alone, all layers, first the one and then the other. Each seed
 draws its own training and validation photos (and its test, where --test gives no folder), and its own randomness of the
 training; every recipe gets the same ones. Each recipe has a short list of learning rates; *validation* chooses, by the
-mean over the seeds. Test photos choose nothing. A strategy that this version of Refit does not have is left out, with a
-word. Rivals are those of training.py; as shipped they keep their own rate.
+mean over the seeds. Test photos choose nothing. The last recipe leaves strategy, rate and batch size to Refit. Rivals
+are those of training.py; as shipped they keep their own rate.
 
 A Markdown table goes to standard output (means with Student's intervals over the seeds; differences are paired by
 seed), a line per run to standard error, and FILE gets every number with the conditions.
@@ -21,17 +21,21 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from measuring import photos, refit_project
+from measuring import photos
 from measuring.pairs import of_mean, table
 from measuring.place import Peers, Place, Row, Trained, conditions, prepare
 from measuring.refit_project import Setting
 from training import REFIT, ROWS
 
-from refit.errors import WorkspaceError, run_stage
+from refit.errors import run_stage
 from refit.files import publish_json
 
 RIVALS = {row.module for row in ROWS} - {"refit"}
+
+
+Rate = float | Literal["auto"]  # of AdamW, at its peak
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Recipe:
     """A way to fine-tune, with the learning rates that validation chooses from."""
 
     name: str
-    learning_rates: tuple[float, ...]
+    learning_rates: tuple[Rate, ...]
     strategy: str = "full"
     from_scratch: bool = False
     row: Row = REFIT
@@ -51,8 +55,11 @@ OF_REFIT = (
     Recipe("head only", (0.003, 0.01), strategy="head"),
     Recipe("head, then all layers", (0.0003, 0.001), strategy="lp_ft"),
     Recipe("from the top, stage by stage", (0.0003, 0.001), strategy="staged"),
-    Recipe("as `auto` chooses", (0.0003, 0.001), strategy="auto"),
+    Recipe("as `auto` chooses", ("auto",), strategy="auto"),
 )
+
+
+STRATEGIES = list(dict.fromkeys(recipe.strategy for recipe in OF_REFIT))
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Run:
     """One training."""
 
     recipe: str
-    learning_rate: float
+    learning_rate: Rate
     seed: int
     trained: Trained
 
@@ -89,7 +96,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--strategies", nargs="+", help="only these of Refit's: full, head, lp_ft, …")
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES, help="of Refit's")
     parser.add_argument("--rivals", nargs="+", choices=sorted(RIVALS), default=[])
     parser.add_argument("--workers", type=int, default=1, help="of the data loaders, in rivals' rows with best flags")
     parser.add_argument("--peers", type=Path, metavar="PYTHON", help="the interpreter that has the rivals")
@@ -102,16 +109,9 @@ def read_arguments() -> argparse.Namespace:
 
 
 def chosen_recipes(arguments: argparse.Namespace) -> Iterator[Recipe]:
-    """Refit's that this version has, then the rivals'."""
-    known = refit_project.known_settings()
+    """Refit's, then the rivals'."""
     for recipe in OF_REFIT:
-        if arguments.strategies is not None and recipe.strategy not in arguments.strategies:
-            continue
-        try:
-            refit_project.strategy_of(recipe.strategy, known)
-        except WorkspaceError as error:
-            note(f"left out: {error}")
-        else:
+        if recipe.strategy in arguments.strategies:
             yield recipe
     for row in ROWS:
         if row.module in arguments.rivals:
@@ -130,7 +130,7 @@ def runs_of_seed(seed: int, recipes: Sequence[Recipe], arguments: argparse.Names
         strategy="full",
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
-        learning_rate=OF_REFIT[0].learning_rates[0],
+        learning_rate=0.001,  # each recipe has its own
         size=arguments.size,
         threads=arguments.threads,
         seed=seed,
@@ -146,11 +146,14 @@ def runs_of_seed(seed: int, recipes: Sequence[Recipe], arguments: argparse.Names
             yield Run(recipe.name, rate, seed, trained)
 
 
-def train(recipe: Recipe, learning_rate: float, seed: int, place: Place) -> Trained:
+def train(recipe: Recipe, rate: Rate, seed: int, place: Place) -> Trained:
     """Refit reads it from params.yaml, a rival from its job."""
-    there = dataclasses.replace(place, setting=dataclasses.replace(place.setting, learning_rate=learning_rate))
-    strategy = refit_project.strategy_of(recipe.strategy, refit_project.known_settings(place.project))
-    return there.train(recipe.row, seed, strategy | {"finetune.learning_rate": learning_rate})
+    settings: dict[str, object] = {"finetune.strategy": recipe.strategy, "finetune.learning_rate": rate}
+    if rate == "auto":
+        settings["finetune.batch_size"] = "auto"
+    else:
+        place = dataclasses.replace(place, setting=dataclasses.replace(place.setting, learning_rate=rate))
+    return place.train(recipe.row, seed, settings)
 
 
 def recipes_table(recipes: Sequence[Recipe], runs: Sequence[Run]) -> str:
@@ -166,7 +169,7 @@ def recipes_table(recipes: Sequence[Recipe], runs: Sequence[Run]) -> str:
         lines.append(
             [
                 name,
-                f"{those[0].learning_rate:g}",
+                str(those[0].learning_rate),
                 of_mean(accuracies).text(".3f"),
                 f"{min(accuracies):.3f} to {max(accuracies):.3f}",
                 "" if those is first else of_mean(points).text("+.1f"),

@@ -98,6 +98,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, metavar="PYTHON", help="the interpreter that has the rivals")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="for memory")
     parser.add_argument("--limit-seconds", type=float, default=900, help="for memory: what takes longer is ended")
+    parser.add_argument("--state-seconds", type=float, help="for saving: so often; else as it comes, once a minute")
     parser.add_argument("--work", type=Path, help="where the temporary folder is made")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
     arguments = parser.parse_args()
@@ -113,7 +114,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]
     if arguments.task == "gpu":
         from measuring.gpu import report  # torch is loaded only where it is used
 
-        return report(arguments.pairs)
+        return report(folder, arguments.pairs)
     setting = setting_of(arguments, folder)
     if arguments.task == "memory":
         return alone.memory(folder, setting, arguments.sizes, arguments.limit_seconds)
@@ -125,7 +126,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]
     if arguments.task == "later-epochs":
         return alone.later_epochs(place, arguments.pairs)
     if arguments.task == "saving":
-        return alone.saving(place, arguments.pairs)
+        return alone.saving(place, arguments.pairs, arguments.state_seconds)
     return against_rivals(place, [row for row in ROWS if row.module in arguments.rows], arguments.pairs)
 
 

@@ -129,16 +129,16 @@ def test_a_process_that_fails_or_never_ends(tmp_path: Path) -> None:
     assert measure(endless, tmp_path, {}, tmp_path / "log", limit_seconds=0.3).was_ended
 
 
-@pytest.mark.parametrize("strategy", ["full", "head"])
+@pytest.mark.parametrize("strategy", ["full", "head", "lp_ft", "staged", "auto"])
 def test_refits_settings_are_settings(tmp_path: Path, strategy: str) -> None:
     """A key that params.yaml no longer has would be refused by its reader."""
-    from measuring.refit_project import Setting, configure, known_settings, settings_of
+    from measuring.refit_project import Setting, configure, settings_of
 
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     base = tmp_path / "base.safetensors"
     base.write_bytes(b"weights")
     setting = Setting(base, "resnet18", strategy, 1, 8, 0.001, 64, 1, 0)
-    configure(tmp_path, settings_of(setting, known_settings()))
+    configure(tmp_path, settings_of(setting))
     assert load_params(tmp_path / "params.yaml").finetune.model == "resnet18"
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +60,20 @@ def later_epochs(place: Place, num_pairs: int) -> list[dict[str, Any]]:
     return [{"row": name, "pair": pair, **speed} for name, those in speeds.items() for pair, speed in those.items()]
 
 
-def saving(place: Place, num_pairs: int) -> list[dict[str, Any]]:
-    """Pairs of runs, with saving as it comes and without."""
-    if refit_project.SAVING is None:
-        print("this version of Refit saves no state while it trains")
-        return []
-    key, value = refit_project.SAVING
+def saving(place: Place, num_pairs: int, state_seconds: float | None) -> list[dict[str, Any]]:
+    """Pairs of runs that save every `state_seconds` (None: as it comes, once a minute), and never."""
     usages: dict[str, list[Usage]] = {"saving": [], "not saving": []}
     for pair, name in abba("saving", "not saving", num_pairs):
         project = refit_project.copy_of(place.project, place.folder / f"{name.replace(' ', '-')}-{pair}")
-        if name == "not saving":
-            refit_project.configure(project, {key: value})
-        usages[name].append(_measured(place, FINETUNE, project))
+        seconds = state_seconds if name == "saving" else refit_project.NEVER
+        more = {} if seconds is None else {refit_project.SECONDS_BETWEEN_STATES: str(seconds)}
+        usages[name].append(_measured(place, FINETUNE, project, more_environment=more))
     rows = []
     for what, name in (("cpu_seconds", "CPU seconds"), ("seconds", "seconds")):
-        pairs = zip(*([getattr(one, what) for one in those] for those in usages.values()), strict=True)
-        rows.append([name, of_median([100 * (1 - without / with_it) for with_it, without in pairs]).text(".1f") + " %"])
-    print(table(["", "share that saving takes"], rows))
+        values = [[getattr(one, what) for one in those] for those in usages.values()]
+        shares = [100 * (1 - without / with_it) for with_it, without in zip(*values, strict=True)]
+        rows.append([name, *(f"{statistics.median(those):.1f}" for those in values), of_median(shares).text(".1f")])
+    print(table(["", *usages, "share that saving takes, %"], rows))
     return _plain(usages)
 
 
@@ -97,8 +94,14 @@ def memory(folder: Path, setting: Setting, sizes: Sequence[int], limit_seconds: 
     return [{"num_photos": size, **dataclasses.asdict(one)} for size, one in usages.items()]
 
 
-def _measured(place: Place, command: list[str], project: Path, limit_seconds: float | None = None) -> Usage:
-    env = environment(project, place.setting.threads)
+def _measured(
+    place: Place,
+    command: list[str],
+    project: Path,
+    limit_seconds: float | None = None,
+    more_environment: Mapping[str, str] | None = None,
+) -> Usage:
+    env = environment(project, place.setting.threads) | dict(more_environment or {})
     usage = measure(command, project, env, project.with_suffix(".log"), limit_seconds)
     _note(f"{project.name}: {usage}")
     return usage

@@ -3,44 +3,37 @@
 python -m measuring.refit_passes PASSES      -> photos a second of the first pass and of the later ones, as JSON
 """
 
+import dataclasses
 import json
 import sys
 import time
 
-import numpy as np
-import pandas as pd
-import torch
+from refit.training.determinism import be_deterministic
+from refit.training.features import Work, stream_for
+from refit.training.loop import epoch_order, split_in_batches
 
-from refit import modality, paths
-from refit.checkpoint.card import BaseCard
-from refit.errors import CheckpointError
-from refit.params import load_params
-from refit.records import read_record
-from refit.training.determinism import be_deterministic, uniforms
-from refit.training.examples import read_split
-from refit.training.loop import feed_of
+from .refit_job import feed_of, job_of, read_project
 
 
 def main() -> None:
     """The first pass includes what is done once: reading, decoding, filling the cache."""
-    params, passes = load_params(), int(sys.argv[1])
-    name = params.data.modality
-    be_deterministic(int(params.finetune.num_threads), "cpu")
-    base = read_record(paths.BASE_CARD, BaseCard, CheckpointError)
-    preprocessing = modality.weights(name).preprocessing_for(base.preprocessing, params.of_modality.finetune)
-    feed = feed_of(name, preprocessing, params.of_modality.finetune)
-    accepted = pd.read_parquet(paths.ACCEPTED)
+    passes, project = int(sys.argv[1]), read_project()
+    params, train = project.params, project.split("train")
+    settings = dataclasses.replace(params.finetune, strategy="full", freeze_until=None)  # photos, not features
+    be_deterministic(int(settings.num_threads), "cpu")
+    feed = feed_of(params, project.preprocessing)
+    splits = (train, train)  # no others are read
+    job = job_of(params.data.modality, settings, splits, feed, len(project.classes), seed=0)
     seconds = []
     began = time.perf_counter()
-    train = read_split(accepted, "train", sorted(set(accepted["label"])), name, preprocessing)
+    stream = stream_for(job, job.plan.phases[0], Work())
     for epoch in range(passes):
-        draws = torch.from_numpy(uniforms(0, "augment", epoch, train.keys, feed.num_draws).astype(np.float32))
-        for rows in torch.randperm(len(train.labels)).split(params.finetune.batch_size):  # type: ignore[no-untyped-call]
-            feed.network_input(feed.augment(train.inputs[rows], draws[rows]))
+        order = epoch_order(job, epoch)
+        for batch in split_in_batches(len(order), job.plan.batch_size):
+            stream.train(epoch, order[batch])
         seconds.append(time.perf_counter() - began)
         began = time.perf_counter()
-    count = len(train.labels)
-    print(json.dumps({"first": count / seconds[0], "later": count * (passes - 1) / sum(seconds[1:])}))
+    print(json.dumps({"first": len(train) / seconds[0], "later": len(train) * (passes - 1) / sum(seconds[1:])}))
 
 
 if __name__ == "__main__":

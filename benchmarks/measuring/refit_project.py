@@ -4,7 +4,7 @@
     copy = copy_of(project, folder / "run")                        # nothing trained, no cache
     command = FINETUNE                                             # to be run in it
 
-This file is the one place that knows Refit's params (`settings_of`, `strategy_of`, `SAVING`); its insides are known to
+This file is the one place that knows Refit's params (`settings_of`); its insides are known to `refit_job.py`,
 `refit_passes.py` and `gpu.py` only.
 """
 
@@ -16,7 +16,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from ruamel.yaml import YAML
@@ -29,8 +28,9 @@ FINETUNE = [sys.executable, "-m", "tasks.finetune"]
 IMPORTS = [sys.executable, "-c", "import tasks.finetune"]
 BEFORE = ("ingest", "validate", "fetch")  # rivals have no such thing; not measured
 
-SAVING: tuple[str, object] | None = None
-"""(key, value) of params.yaml that keeps `finetune` from saving its state. None: this version saves none."""
+SECONDS_BETWEEN_STATES = "REFIT_STATE_SECONDS"
+"""The environment variable that says how often `finetune` saves its state; without it, once a minute."""
+NEVER = 1e9
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Setting:
 
     base: Path | None  # safetensors; None: from scratch
     model: str
-    strategy: str  # full, head; or another one of Refit's, which rivals don't have
+    strategy: str  # full or head; or another one of Refit's, which rivals don't have
     epochs: int
     batch_size: int
     learning_rate: float
@@ -48,14 +48,10 @@ class Setting:
     seed: int
 
 
-def settings_of(setting: Setting, known: Mapping[str, Any]) -> dict[str, object]:
-    """Dotted keys of params.yaml.
-
-    Args:
-        known: the section `finetune` of this version's params.yaml.
-    """
+def settings_of(setting: Setting) -> dict[str, object]:
+    """Dotted keys of params.yaml. What is not here is as shipped, such as the precision, which a probe chooses."""
     base = setting.base
-    return strategy_of(setting.strategy, known) | {
+    return {
         "seed": setting.seed,
         "data.source": "data/photos",
         "validate.min_images_per_class": {"train": 1, "val": 1, "test": 1},
@@ -63,6 +59,7 @@ def settings_of(setting: Setting, known: Mapping[str, Any]) -> dict[str, object]
         "checkpoint.uri": "scratch" if base is None else f"file:{base}",
         "checkpoint.sha256": None if base is None else hashlib.sha256(base.read_bytes()).hexdigest(),
         "finetune.model": setting.model,
+        "finetune.strategy": setting.strategy,
         "finetune.epochs": setting.epochs,
         "finetune.batch_size": setting.batch_size,
         "finetune.learning_rate": setting.learning_rate,
@@ -73,30 +70,11 @@ def settings_of(setting: Setting, known: Mapping[str, Any]) -> dict[str, object]
     }
 
 
-def strategy_of(strategy: str, known: Mapping[str, Any]) -> dict[str, object]:
-    """The same for what is to learn.
-
-    Raises:
-        WorkspaceError: this version of Refit knows no such strategy.
-    """
-    if "strategy" in known:
-        return {"finetune.strategy": strategy}
-    if strategy not in ("head", "full"):
-        raise WorkspaceError(f"this version of Refit has no strategy {strategy}")
-    return {"finetune.trainable": "head" if strategy == "head" else "all"}
-
-
-def known_settings(project: Path = ROOT) -> Mapping[str, Any]:
-    """The section `finetune` of a project's params.yaml."""
-    section: Mapping[str, Any] = YAML().load((project / paths.PARAMS).read_text())["finetune"]
-    return section
-
-
 def prepare(folder: Path, photos: Path, setting: Setting, env: Mapping[str, str]) -> Path:
     """A clone of the last commit with `photos` (which are moved into it), ready for `finetune`."""
     run(["git", "clone", "--quiet", "--shared", str(ROOT), str(folder)], ROOT, env)
     photos.rename(folder / "data" / "photos")
-    configure(folder, settings_of(setting, known_settings(folder)))
+    configure(folder, settings_of(setting))
     run([sys.executable, "-m", "compileall", "-q", "tasks", "refit"], folder, env)
     for stage in BEFORE:
         run([sys.executable, "-m", f"tasks.{stage}"], folder, env)
@@ -104,7 +82,7 @@ def prepare(folder: Path, photos: Path, setting: Setting, env: Mapping[str, str]
 
 
 def copy_of(project: Path, target: Path) -> Path:
-    """The same project in another folder: files are hard links, since Refit never writes into one that exists."""
+    """The same project in another folder, before anything is trained: files are hard links, which Refit replaces."""
     shutil.copytree(project, target, copy_function=os.link, symlinks=True)
     return target
 
