@@ -23,7 +23,7 @@ from refit.training.cache import Shelf
 from refit.training.determinism import be_deterministic
 from refit.training.examples import Examples
 from refit.training.loop import fit
-from refit.training.precision import autocast
+from refit.training.arithmetic import autocast
 
 from .refit_job import feed_of, job_of
 
