@@ -6,8 +6,10 @@ this says so.
 NEVER RUN on a GPU yet: written and typed on machines that have none. Judge its first figures with that in mind.
 """
 
+import contextlib
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,11 +21,11 @@ from torch.nn import functional
 
 from refit import modality
 from refit.params import Finetune, load_params
+from refit.training.arithmetic import autocast
 from refit.training.cache import Shelf
 from refit.training.determinism import be_deterministic
 from refit.training.examples import Examples
 from refit.training.loop import fit
-from refit.training.arithmetic import autocast
 
 from .refit_job import feed_of, job_of
 
@@ -71,7 +73,8 @@ def _seconds_of_fit(model: str, batch_size: int, epochs: int, device: torch.devi
     job = job_of(name, settings, splits, feed_of(params, preprocessing), CLASSES, seed=0)
     job = replace(job, network=job.network.to(device), device=device, precision="bf16")
     began = time.perf_counter()
-    fit(job)
+    with contextlib.redirect_stdout(sys.stderr):  # its own progress would bury the figures
+        fit(job)
     torch.cuda.synchronize()
     return time.perf_counter() - began
 
