@@ -33,8 +33,7 @@ STATES = Path(
 )  # of a training that is going on: <fingerprint>/state.safetensors, best-<epoch>.safetensors
 LIVE_HISTORY = Path(".refit/live/history.csv")  # so far, with the columns of HISTORY
 
-LIVE_HISTORY = Path(".refit/live/history.csv")  # finetune, while it trains; DVC knows nothing of these
-WORK = Path(".refit/live/work.json")
+WORK = Path(".refit/live/work.json")  # and what was computed for it
 
 METRICS = Path("metrics/evaluation.json")  # evaluate
 EVALUATION = Path("reports/evaluation.json")

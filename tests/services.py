@@ -16,14 +16,17 @@ IDENTITY = {
     "GIT_COMMITTER_EMAIL": "t@example.org", "GIT_CONFIG_GLOBAL": os.devnull,
 }  # fmt: skip
 
+_CACHES = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+"""As for any two projects of one user: what a probe of this machine said is said once."""
+
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     # Byte code is written, as on most machines: it must not count as a change of the code.
     dropped = ("PREFECT_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     return {
-        **kept, **IDENTITY, "HOME": str(home), "PREFECT_HOME": str(home / ".prefect"), "DO_NOT_TRACK": "1",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", **more,
+        **kept, **IDENTITY, "HOME": str(home), "XDG_CACHE_HOME": _CACHES, "PREFECT_HOME": str(home / ".prefect"),
+        "DO_NOT_TRACK": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", **more,
     }  # fmt: skip
 
 

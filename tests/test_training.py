@@ -3,6 +3,9 @@
 import dataclasses
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ from refit.records import publish_record
 from refit.training.determinism import be_deterministic
 from tasks import evaluate, fetch, finetune, ingest, validate
 
-from .conftest import draw, write_image_folder
+from .conftest import ROOT, draw, write_image_folder
 from .trainings import PREPROCESSING
 from .trainings import pictures as tiny_pictures
 
@@ -309,3 +312,20 @@ def test_head_dropout_changes_training_only(images: Path, edit_params: Callable[
     first = classifier.network(inputs)
     assert not torch.equal(first, classifier.network(inputs))
     assert load_params().finetune.head_dropout == 0.5
+
+
+def test_two_processes_by_torchrun_or_by_the_stage_itself_give_the_bytes_of_one(
+    images: Path, edit_params: Callable[..., Params]
+) -> None:
+    set_up(images, edit_params, finetune__shards=2, finetune__epochs=2)
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tasks.finetune")
+    outputs = [paths.MODEL_WEIGHTS, paths.MODEL_CARD, paths.HISTORY]
+    found = set()
+    for module, processes in ((("tasks.finetune",), "1"), (("tasks.finetune",), "2"), (torchrun, "")):
+        command = [sys.executable, "-m", *module]
+        environment = {**os.environ, "REFIT_PROCESSES": processes, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("is the best on validation") == 1
+        found.add(tuple(output.read_bytes() for output in outputs))
+    assert len(found) == 1

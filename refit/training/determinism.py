@@ -65,6 +65,7 @@ def be_deterministic(num_threads: int, device: str) -> "torch.device":
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(True, warn_only=False)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads it
     torch.backends.cudnn.benchmark = False
     # Networks without a deterministic CUDA kernel for some step say so by an error, which is what we want;
     # torch also warns about features that Refit does not use.
