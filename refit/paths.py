@@ -28,9 +28,7 @@ BASE_CARD = Path("checkpoints/base.json")
 MODEL_WEIGHTS = Path("models/model.safetensors")  # finetune
 MODEL_CARD = Path("models/model.json")
 HISTORY = Path("plots/history.csv")
-STATES = Path(
-    ".refit/state"
-)  # of a training that is going on: <fingerprint>/state.safetensors, best-<epoch>.safetensors
+STATES = Path(".refit/state")  # of trainings that go on: <fingerprint>/state.safetensors, best-<epoch>.safetensors
 LIVE_HISTORY = Path(".refit/live/history.csv")  # so far, with the columns of HISTORY
 
 WORK = Path(".refit/live/work.json")  # and what was computed for it

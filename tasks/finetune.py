@@ -185,7 +185,7 @@ def _try_out(
 def _code_digest(modality_name: str) -> str:
     """Of the code that trains: another one has neither use for the state of a killed training nor for features."""
     root = Path(refit.__file__).parent
-    folders = (root / "training", root / "model", root / "modality" / modality_name)
+    folders = (root / "training", root / "model", root / "scoring", root / "modality" / modality_name)
     files = [Path(__file__), *(file for folder in folders for file in sorted(folder.glob("*.py")))]
     return sha256_of_json([sha256_of_file(file) for file in files])
 

@@ -323,7 +323,8 @@ def test_two_processes_by_torchrun_or_by_the_stage_itself_give_the_bytes_of_one(
     found = set()
     for module, processes in ((("tasks.finetune",), "1"), (("tasks.finetune",), "2"), (torchrun, "")):
         command = [sys.executable, "-m", *module]
-        environment = {**os.environ, "REFIT_PROCESSES": processes, "PYTHONPATH": str(ROOT)}
+        whatever = {"PYTHONHASHSEED": processes or "7", "LC_ALL": "C" if processes else "C.UTF-8"}
+        environment = {**os.environ, "REFIT_PROCESSES": processes, "PYTHONPATH": str(ROOT), **whatever}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("is the best on validation") == 1

@@ -26,10 +26,9 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from ..files import publish_table, publishing
-from ..paths import LIVE_HISTORY
+from ..paths import LIVE_HISTORY, STATES
 from ..progress import say
 
-STATES = Path(".refit/state")
 _SECONDS_BETWEEN_SAVES = 60.0
 _MAX_SHARE = 0.03
 """Of the time, that saving may take: a save that takes long is made less often."""
