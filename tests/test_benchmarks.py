@@ -111,7 +111,10 @@ def test_a_process_is_measured_with_its_children(tmp_path: Path) -> None:
     """The child holds 200 MB and computes; the parent only waits."""
     from measuring.processes import measure
 
-    child = "import time, numpy as np; a = np.ones(25_000_000)\nwhile time.process_time() < 0.7: a[:1000] += 1"
+    child = (
+        "import time, numpy as np; held = np.ones(25_000_000); begun = time.process_time()\n"
+        "while time.process_time() - begun < 0.7: held[:1000] += 1"
+    )
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     usage = measure([sys.executable, "-c", code], tmp_path, {}, tmp_path / "log")
     assert usage.cpu_seconds >= 0.7
