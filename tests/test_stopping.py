@@ -43,8 +43,9 @@ def main():
 
 
 def start(code: str, *arguments: str) -> "subprocess.Popen[str]":
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whatever started the tests
     process = subprocess.Popen(
-        [sys.executable, "-c", f"{HEADER}{code}\nrun_stage(main)", *arguments],
+        [sys.executable, "-c", f"{heard}{HEADER}{code}\nrun_stage(main)", *arguments],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout

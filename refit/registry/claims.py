@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TAG = "refit.claim."
 _SECONDS_A_CLAIM_LIVES = 15 * 60.0
 _SECONDS_BETWEEN_LOOKS = (0.5, 2.0)
+_SECONDS_TO_WITHDRAW = 3.0
 
 
 @contextmanager
@@ -65,17 +66,21 @@ class _Claim:
     def make(self) -> None:
         """Write it, as soon as there is no other one."""
         told: list[str] = []
-        while others := self._write():
+        while found := self._write():
             self.withdraw()
+            others = [_who(value) for _, value in found]
             if others != told:
                 logging.getLogger(__name__).warning("waiting for %s: the same content", ", ".join(others))
                 told = others
             time.sleep(random.uniform(*_SECONDS_BETWEEN_LOOKS))  # noqa: S311  # no secret
 
     def renew(self) -> None:
-        if others := self._write():
+        if not (found := self._write()):
+            return
+        time.sleep(_SECONDS_TO_WITHDRAW)  # who only asks whether it is free withdraws at once
+        if stayed := [value for key, value in self._others() if (key, value) in found]:
             raise TrackingUnavailableError(
-                f"{others[0]} took over the registration of the same content; `refit register` finds it in a while"
+                f"{_who(stayed[0])} took over the registration of the same content; `refit register` finds it later"
             )
 
     def withdraw(self) -> None:
@@ -86,17 +91,21 @@ class _Claim:
         for key, _ in self._others():
             self._client.delete_registered_model_tag(self._model, key)
 
-    def _write(self) -> list[str]:
-        """Write the claim, then read; give who else has a living one."""
+    def _write(self) -> list[tuple[str, str]]:
+        """Write the claim, then read; give the living ones of others, as (key, value)."""
         who = f"process {os.getpid()} on {socket.gethostname()}"
         self._client.set_registered_model_tag(self._model, self._key, f"{who} {secrets.token_hex(4)}")
         oldest = time.monotonic() - _SECONDS_A_CLAIM_LIVES
         seen = {claim: self._since.setdefault(claim, time.monotonic()) for claim in self._others()}
-        return [value.rpartition(" ")[0] for (_, value), since in seen.items() if since > oldest]
+        return [claim for claim, since in seen.items() if since > oldest]
 
     def _others(self) -> list[tuple[str, str]]:
         tags = self._client.get_registered_model(self._model).tags.items()
         return sorted((key, value) for key, value in tags if key.startswith(self._prefix) and key != self._key)
+
+
+def _who(value: str) -> str:
+    return value.rpartition(" ")[0]
 
 
 def _workspace() -> str:

@@ -2,7 +2,7 @@
 
     plan = make_plan(facts, settings)        pure: the same facts give the same plan
 
-The recipe behind the defaults was measured on validation sets only; docs/training.md has the figures.
+What the defaults rest on, and how little that is yet, is in docs/training.md.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,6 @@ PROBE_LEARNING_RATE = 0.003
 """AdamW's peak rate where only the head learns ahead of the rest."""
 
 _PROBE_EPOCHS = 10
-_FEW_EXAMPLES = 200
-"""With fewer than that, no more than the head is learned by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +117,8 @@ def _batch_size(facts: Facts, reasons: list[str]) -> int:
 
 
 def _learning_rate(facts: Facts, strategy: str, reasons: list[str]) -> float:
-    rate = PROBE_LEARNING_RATE if strategy == "head" else 0.001 if facts.is_pretrained else 0.002
-    reasons.append(f"learning_rate {rate}: measured for {strategy}, docs/training.md")
+    rate = PROBE_LEARNING_RATE if strategy == "head" else 0.0003 if facts.is_pretrained else 0.002
+    reasons.append(f"learning_rate {rate}: for {strategy}, see docs/training.md")
     return rate
 
 
