@@ -118,6 +118,8 @@ def environment_differences(bundle: Bundle) -> dict[str, tuple[object, object]]:
     device = be_deterministic(recorded.num_threads, "auto" if settings["device"] == "cuda" else settings["device"])
     found = dataclasses.replace(environment(device, recorded.precision), stopped_after=recorded.stopped_after)
     then, here = dataclasses.asdict(recorded), dataclasses.asdict(found)
+    if recorded.processor is None:
+        here["processor"] = None  # nobody wrote it down then
     is_recorded = bundle.environment.numpy is not None  # since format 2 of the card
     return {
         name: (then[name], here[name])

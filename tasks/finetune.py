@@ -9,6 +9,7 @@ came from. A training that was killed goes on where it was (`refit/training/stat
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,15 +23,15 @@ import refit
 from refit import modality, paths
 from refit.checkpoint.backbone import Loaded, load_backbone
 from refit.checkpoint.card import BaseCard
-from refit.errors import CheckpointError, ParamsError, run_stage
+from refit.errors import CheckpointError, ParamsError, WorkspaceError, run_stage
 from refit.files import publish_json, publish_table, publishing, sha256_of_file, sha256_of_json
 from refit.modality import own
 from refit.modality.contract import Opaque
 from refit.model.card import FORMAT, Card, Environment, Pretrained, ValidationMeasures
 from refit.params import Params, load_params
 from refit.progress import say
-from refit.records import as_plain, digest_of_record, publish_record, read_record
-from refit.training.arithmetic import choose_arithmetic
+from refit.records import as_plain, digest_of_record, parse_record, publish_record, read_record
+from refit.training.arithmetic import Arithmetic, choose_arithmetic
 from refit.training.choices import pinned
 from refit.training.determinism import be_deterministic, environment
 from refit.training.examples import Examples, read_split
@@ -69,7 +70,11 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     plan = make_plan(facts, groups, settings)
     sample = _try_out(network, len(classes), train, feed, plan.batch_size, device, settings.model, name)
     machine = dataclasses.replace(environment(device), num_threads=0)
-    arithmetic = choose_arithmetic(network, sample, settings, as_plain(machine))
+    # One answer for all processes: each would have a probe of its own.
+    chosen = choose_arithmetic(network, sample, settings, as_plain(machine)) if ranks.is_first else None
+    told = ranks.from_first(json.dumps(as_plain(chosen)).encode() if chosen else None)
+    assert told is not None
+    arithmetic = parse_record(told, Arithmetic, WorkspaceError, "the first process")
     torch.set_num_threads(arithmetic.num_threads)
     made_in = environment(device, arithmetic.precision)
     job = Job(
@@ -96,7 +101,7 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     fitted = fit(job, keeper, ranks)
     if not ranks.is_first:
         return
-    if len(fitted.history) < job.plan.epochs and settings.max_minutes is not None:
+    if settings.max_minutes is not None:
         made_in = dataclasses.replace(made_in, stopped_after=len(fitted.history))
     with publishing(paths.MODEL_WEIGHTS) as partial_file:
         save_file({name: tensor.contiguous() for name, tensor in fitted.weights.items()}, partial_file)
@@ -150,6 +155,7 @@ def _feed(modality_name: str, preprocessing: Opaque, settings: Opaque) -> Feed:
         network_input=partial(modality.networks(modality_name).network_input, preprocessing=preprocessing),
         augment=partial(augmentation.augment, settings=settings),
         num_draws=augmentation.NUM_DRAWS,
+        digest=sha256_of_json(as_plain(settings)),
     )
 
 
@@ -185,7 +191,13 @@ def _try_out(
 def _code_digest(modality_name: str) -> str:
     """Of the code that trains: another one has neither use for the state of a killed training nor for features."""
     root = Path(refit.__file__).parent
-    folders = (root / "training", root / "model", root / "scoring", root / "modality" / modality_name)
+    folders = (
+        root / "training",
+        root / "model",
+        root / "scoring",
+        root / "checkpoint",
+        root / "modality" / modality_name,
+    )
     files = [Path(__file__), *(file for folder in folders for file in sorted(folder.glob("*.py")))]
     return sha256_of_json([sha256_of_file(file) for file in files])
 

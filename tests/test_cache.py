@@ -129,15 +129,24 @@ def test_more_than_the_cache_may_hold_is_computed_each_time(monkeypatch: pytest.
     assert isinstance(rows, Unkept)
     require(rows, list(range(5)))
     require(rows, list(range(5)))
+    assert rows.gather(np.array([], dtype=np.int64)).shape == (0, *ROW)
 
 
 def test_a_shelf_of_which_little_is_wanted_any_more_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REFIT_CACHE_GB", str(12 * 48 / 1e9))
+    monkeypatch.setenv("REFIT_CACHE_GB", str(11 * 48 / 1e9))
     shelf().rows(names(11), Producer())
     wanted = [*names(2), hashlib.sha256(b"new").digest()]
     rows = shelf().rows(wanted, Producer())
     assert rows.gather(np.arange(3))[:, 0, 0].tolist() == [0, 1, 2]
     assert (shelf().folder / "rows.bin").stat().st_size == 3 * 48
+
+
+def test_a_shelf_that_grows_a_little_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFIT_CACHE_GB", str(100 * 48 / 1e9))
+    shelf("b").rows(names(15), Producer())
+    shelf("a").rows(names(55), Producer())
+    shelf("a").rows(names(56), Producer())
+    assert (shelf("b").folder / "rows.bin").exists()
 
 
 @pytest.mark.parametrize("text", ["a lot", "12GB"])

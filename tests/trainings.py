@@ -92,6 +92,7 @@ def job(
     groups: Sequence[LayerGroup] = GROUPS,
     precision: Any = "fp32",
     stopped_after: int | None = None,
+    feed: Feed = FEED,
     val: Examples | None = None,
     **changes: Any,
 ) -> Job:
@@ -101,6 +102,6 @@ def job(
     facts = Facts(num_train=len(train), num_classes=3, is_pretrained=True)
     return Job(
         network=network or tiny_network(), groups=groups, num_classes=3, train=train, val=val or examples(30),
-        feed=FEED, plan=make_plan(facts, groups, chosen), settings=chosen, seed=seed, device=torch.device("cpu"),
+        feed=feed, plan=make_plan(facts, groups, chosen), settings=chosen, seed=seed, device=torch.device("cpu"),
         precision=precision, stopped_after=stopped_after,
     )  # fmt: skip

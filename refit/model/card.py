@@ -28,6 +28,7 @@ class Environment:
     libjpeg: str | None = None  # of Pillow: another decoder gives other pixels
     cuda: str | None = None
     cudnn: str | None = None
+    processor: str | None = None  # and its own bf16
     precision: Literal["fp32", "bf16"] | None = None  # of the training's big products
     stopped_after: int | None = None  # epochs, of a training whose `finetune.max_minutes` were over
 

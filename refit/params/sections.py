@@ -141,7 +141,8 @@ class Finetune:
     epochs: Annotated[Count, Field(description="Passes over the images. The probe of lp_ft and staged comes on top.")]
     max_steps: Annotated[Count | None, Field(description="At most so many steps in all; fewer epochs if need be.")]
     max_minutes: Annotated[
-        float | None, Field(gt=0.0, description="Begin no epoch that would end later than this. The card says which.")
+        float | None,
+        Field(gt=0.0, description="Begin no epoch that, as long as the last one, would end later."),
     ]
     early_stopping_epochs: Annotated[
         Count | None, Field(description="Stop after so many epochs without a better one on validation.")

@@ -73,7 +73,8 @@ class Kept:
         size = _bytes_of(self.shape, self.dtype)
         flat = batch.view(np.uint8).reshape(len(indices), size)
         for row, index in zip(flat, indices, strict=True):
-            os.preadv(self.descriptor, [row.data], int(self.positions[index]) * size)
+            if os.preadv(self.descriptor, [row.data], int(self.positions[index]) * size) != size:
+                raise WorkspaceError("a file of the cache was cut off while it was read; run again")
         return batch
 
 
@@ -84,12 +85,13 @@ class Unkept:
     produce: Produce
     count: int
     shape: tuple[int, ...]
+    dtype: np.dtype
 
     def __len__(self) -> int:
         return self.count
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
-        return np.concatenate(list(self.produce(indices)))
+        return np.concatenate([np.empty((0, *self.shape), self.dtype), *self.produce(indices)])
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,12 @@ class Shelf:
             first = next(pieces)
             needed = len(set(names)) * first[0].nbytes
             if needed > _limit_bytes():
-                return Unkept(produce, len(names), first.shape[1:])
-            if (kept := self._kept_bytes()) + needed > _limit_bytes() and kept > 2 * needed:
-                self._start_anew()  # mostly rows that nobody asks for any more
+                return Unkept(produce, len(names), first.shape[1:], first.dtype)
+            if self._kept_bytes() + len(missing) * first[0].nbytes > _limit_bytes() and positions:
+                self._start_anew()  # some of its rows are no longer asked for
                 return self._rows(names, produce)
-            _evict(_limit_bytes() - kept - needed, spare=self.folder)
+            room = _limit_bytes() - self._kept_bytes() - len(missing) * first[0].nbytes
+            _evict(room, spare=self.folder)
             self._append([names[index] for index in missing], first, pieces, positions)
         shape, dtype = self._layout()
         descriptor = os.open(self.folder / "rows.bin", os.O_RDONLY)
@@ -223,7 +226,7 @@ def _evict(budget: int, spare: Path) -> None:
     """Remove the shelves that were used longest ago until the others have no more than `budget` bytes."""
     for leftover in spare.parent.glob(".evicted-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    used = {folder: _last_use(folder) for folder in spare.parent.glob("*-*") if folder.is_dir() and folder != spare}
+    used = {folder: _last_use(folder) for folder in spare.parent.glob("[!.]*-*") if folder.is_dir() and folder != spare}
     sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in used}
     total = sum(sizes.values())
     for folder in sorted(used, key=lambda folder: used[folder]):

@@ -67,6 +67,7 @@ def be_deterministic(num_threads: int, device: str) -> "torch.device":
     torch.use_deterministic_algorithms(True, warn_only=False)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads it
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     # Networks without a deterministic CUDA kernel for some step say so by an error, which is what we want;
     # torch also warns about features that Refit does not use.
     warnings.filterwarnings("ignore", message=".*Lazy modules.*")
@@ -83,6 +84,7 @@ def environment(device: "torch.device", precision: Precision | None = None) -> E
         python=platform.python_version(),
         machine=platform.machine(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        processor=_processor(),
         device=torch.cuda.get_device_name(device) if on_gpu else "cpu",
         num_threads=torch.get_num_threads(),
         precision=precision,
@@ -94,3 +96,12 @@ def environment(device: "torch.device", precision: Precision | None = None) -> E
         cuda=torch.version.cuda if on_gpu else None,
         cudnn=str(torch.backends.cudnn.version()) if on_gpu else None,  # type: ignore[no-untyped-call]
     )
+
+
+def _processor() -> str:
+    """Its name, and whether it has bf16 of its own, which decides the kernels."""
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    own = [name for name in ("avx512_bf16", "amx_bf16") if found.get(name)]
+    return ", ".join([str(found.get("cpu_name", platform.processor())), *own])

@@ -8,6 +8,7 @@ the network trains. The frozen part always sees batches of one shape, the last o
 example are the same bits whatever its company: for a set that grew, only what is new is computed.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -90,17 +91,20 @@ def _on_features(job: Job, split: frozen.Split, names: frozenset[str], work: Wor
         forward = _Forward(job, split, examples, view, work)
         sha256s = [bytes.fromhex(sha256) for sha256 in examples.sha256s]
         if view:
-            sha256s = [hashlib.sha256(sha256 + f"/{job.seed}/{view}".encode()).digest() for sha256 in sha256s]
+            suffix = f"/{job.seed}/{view}/{job.feed.digest}".encode()
+            sha256s = [hashlib.sha256(sha256 + suffix).digest() for sha256 in sha256s]
         return _reader(shelf.rows(sha256s, forward), job.device)
 
-    views = [reader(job.train, view) for view in range(job.plan.views)]
+    @functools.cache
+    def view_reader(view: int) -> Callable[[np.ndarray], Tensor]:
+        return reader(job.train, view)
 
     def train_mode() -> None:
         job.network.eval()
         split.suffix.train()
 
     return Stream(
-        train=lambda epoch, rows: views[epoch % len(views)](rows),
+        train=lambda epoch, rows: view_reader(epoch % job.plan.views)(rows),
         val=reader(job.val, 0),
         logits=split.suffix,
         train_mode=train_mode,

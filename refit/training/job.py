@@ -20,6 +20,7 @@ class Feed:
     network_input: Callable[[Tensor], Tensor]  # (n, …) prepared or changed -> what the network reads
     augment: Callable[[Tensor, Tensor], Tensor]  # (n, …) and (n, num_draws) float32 in [0, 1) -> (n, …), changed
     num_draws: int
+    digest: str = ""  # of the settings of `augment`
 
 
 @dataclass(frozen=True, kw_only=True)

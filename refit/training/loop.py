@@ -86,6 +86,8 @@ class _Run:
         self.moving = {name: tensor for name, tensor in job.network.state_dict().items() if name not in frozen}
         self._restore()
         self.started = time.monotonic() - self.position.seconds
+        self.epoch_begun = time.monotonic()
+        self.epoch_seconds = 0.0  # of the last one
 
     def _restore(self) -> None:
         data = self.ranks.from_first(self.keeper.load() if self.ranks.is_first else None)
@@ -200,6 +202,7 @@ class _Run:
             if best == row.epoch:
                 self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.moving.items()}
                 self.best["logits"] = torch.from_numpy(logits)
+        self.epoch_seconds, self.epoch_begun = time.monotonic() - self.epoch_begun, time.monotonic()
         if self.ranks.is_first:
             say(_line(row, self.job.plan.epochs))
             self.keeper.publish(history)
@@ -235,12 +238,14 @@ class _Run:
             return len(history) >= self.job.stopped_after
         patience = settings.early_stopping_epochs
         is_last = self.position.phase == len(self.job.plan.phases) - 1
-        if patience is not None and is_last and self.position.epoch >= patience:
-            return len(history) - best_epoch(history) >= patience
+        since_best = len(history) - best_epoch(history) if history else 0
+        if patience is not None and is_last and min(self.position.epoch, since_best) >= patience:
+            return True
         if settings.max_minutes is None or not history:
             return False
-        seconds = time.monotonic() - self.started
-        return seconds * (len(history) + 1) / len(history) > 60 * settings.max_minutes
+        ends = time.monotonic() - self.started + self.epoch_seconds
+        told = self.ranks.from_first(b"over" if ends > 60 * settings.max_minutes else b"")  # one clock for all
+        return bool(told)
 
     def end_phase(self) -> None:
         """Go to the next phase, or to the end."""

@@ -125,13 +125,27 @@ def _learning_rate(facts: Facts, strategy: str, reasons: list[str]) -> float:
 def _within_budget(
     phases: tuple[Phase, ...], num_train: int, batch_size: int, max_steps: int | None, reasons: list[str]
 ) -> tuple[Phase, ...]:
-    """Fewer epochs where the steps of the last phases would be too many; each phase keeps one."""
+    """Fewer epochs where the steps would be too many; a phase of none is left out.
+
+    Raises:
+        ParamsError: the budget is less than an epoch for each phase.
+    """
     steps = num_steps(num_train, batch_size)
+    phases = tuple(phase for phase in phases if phase.epochs)
     if max_steps is None or steps * sum(phase.epochs for phase in phases) <= max_steps:
         return phases
+    if max_steps < steps * len(phases):
+        raise ParamsError(
+            f"`finetune.max_steps` is {max_steps:,}, less than an epoch for each phase: {len(phases)} of {steps:,}"
+        )
     share = max_steps / (steps * sum(phase.epochs for phase in phases))
     reasons.append(f"{share:.0%} of the epochs: no more than {max_steps:,} steps, `finetune.max_steps`")
-    return tuple(replace(phase, epochs=max(1, int(phase.epochs * share))) for phase in phases)
+    left = max_steps // steps
+    kept = []
+    for after, phase in zip(range(len(phases) - 1, -1, -1), phases, strict=True):
+        kept.append(replace(phase, epochs=min(max(1, int(phase.epochs * share)), left - after)))
+        left -= kept[-1].epochs
+    return tuple(kept)
 
 
 def _first_after(freeze_until: str | None, groups: Sequence[LayerGroup]) -> int:

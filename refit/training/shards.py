@@ -123,9 +123,8 @@ def started(module: str, shards: int, device: torch.device) -> Iterator[Ranks]:
             "again: the training goes on from its last state, on any number of processes"
         ) from None
     finally:
-        for other in others:
-            other.terminate()
-        for other in others:
+        for other in others:  # they have nothing to save, and may wait for this one where no signal is heard
+            other.kill()
             other.wait()
         with contextlib.suppress(Exception):  # it may never have been there
             dist.destroy_process_group()
@@ -149,7 +148,9 @@ def _checked_count(shards: int) -> int:
 
 def _useful_processes(shards: int, device: torch.device) -> int:
     if wanted := os.environ.get("REFIT_PROCESSES"):
-        return int(wanted)
+        if not wanted.isdecimal():
+            raise ParamsError(f"the environment variable REFIT_PROCESSES is {wanted!r}; it should be a number")
+        return min(shards, int(wanted))
     places = torch.cuda.device_count() if device.type == "cuda" else available_cores() // torch.get_num_threads()
     return min(shards, 1 << max(0, places.bit_length() - 1))
 
