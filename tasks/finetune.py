@@ -30,8 +30,8 @@ from refit.modality.contract import Opaque
 from refit.model.card import FORMAT, Card, Environment, Pretrained, ValidationMeasures
 from refit.params import Params, load_params
 from refit.progress import say
-from refit.records import as_plain, digest_of_record, parse_record, publish_record, read_record
-from refit.training.arithmetic import Arithmetic, choose_arithmetic
+from refit.records import as_plain, parse_record, publish_record, read_record
+from refit.training.arithmetic import Arithmetic, choose_arithmetic, keep_memory
 from refit.training.choices import pinned
 from refit.training.determinism import be_deterministic, environment
 from refit.training.examples import Examples, read_split
@@ -40,13 +40,14 @@ from refit.training.lineage import lineage_of
 from refit.training.loop import Fitted, fit
 from refit.training.plan import Facts, make_plan
 from refit.training.shards import Ranks, started
-from refit.training.state import Keeper, as_table
+from refit.training.state import Keeper, as_table, plain
 
 
 def main() -> None:
     params = load_params()
     settings = params.finetune
     device = be_deterministic(1, settings.device)
+    keep_memory()
     with started("tasks.finetune", settings.shards, device) as ranks:
         _finetune(params, device, ranks)
 
@@ -71,7 +72,8 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     sample = _try_out(network, len(classes), train, feed, plan.batch_size, device, settings.model, name)
     machine = dataclasses.replace(environment(device), num_threads=0)
     # One answer for all processes: each would have a probe of its own.
-    chosen = choose_arithmetic(network, sample, settings, as_plain(machine)) if ranks.is_first else None
+    learns = any(phase.first_group == 0 for phase in plan.phases)
+    chosen = choose_arithmetic(network, sample, settings, learns, as_plain(machine)) if ranks.is_first else None
     told = ranks.from_first(json.dumps(as_plain(chosen)).encode() if chosen else None)
     assert told is not None
     arithmetic = parse_record(told, Arithmetic, WorkspaceError, "the first process")
@@ -97,14 +99,14 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     say(f"{settings.model} for {len(classes)} classes, {len(train):,} examples, on {device}")
     for line in (*plan.in_words(), f"{made_in.precision}, {made_in.num_threads} threads: {arithmetic.reason}"):
         say(f"  {line}")
-    keeper = Keeper(_fingerprint(params, accepted, base, job, made_in))
+    keeper = Keeper(_fingerprint(params, classes, accepted, base, job))
     fitted = fit(job, keeper, ranks)
     if not ranks.is_first:
         return
     if settings.max_minutes is not None:
         made_in = dataclasses.replace(made_in, stopped_after=len(fitted.history))
     with publishing(paths.MODEL_WEIGHTS) as partial_file:
-        save_file({name: tensor.contiguous() for name, tensor in fitted.weights.items()}, partial_file)
+        save_file(plain(fitted.weights), partial_file)
     publish_table(paths.HISTORY, as_table(fitted.history))
     publish_record(
         paths.MODEL_CARD, _card(params, classes, preprocessing, base, loaded, accepted, fitted, job, made_in)
@@ -202,16 +204,10 @@ def _code_digest(modality_name: str) -> str:
     return sha256_of_json([sha256_of_file(file) for file in files])
 
 
-def _fingerprint(params: Params, accepted: pd.DataFrame, base: BaseCard, job: Job, made_in: Environment) -> str:
+def _fingerprint(params: Params, classes: Sequence[str], accepted: pd.DataFrame, base: BaseCard, job: Job) -> str:
     """Of all that decides the result: a state of another training is never picked up."""
-    return sha256_of_json(
-        [
-            as_plain(lineage_of(params, accepted, base)),
-            digest_of_record(made_in),
-            job.features_key,
-            job.train.shelf.key,
-        ]
-    )
+    lineage = as_plain(lineage_of(params, accepted, base))
+    return sha256_of_json([lineage, list(classes), job.features_key, job.train.shelf.key])
 
 
 def _card(

@@ -25,7 +25,7 @@ def choose(**changes: Any) -> Arithmetic:
     chosen = settings(**{"precision": "auto", "num_threads": "auto"} | changes)
     network = tiny_network()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    found = choose_arithmetic(network, torch.rand(16, 3, 16, 16), chosen, {"cpu": "x"})
+    found = choose_arithmetic(network, torch.rand(16, 3, 16, 16), chosen, True, {"cpu": "x"})
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
     return found
@@ -47,7 +47,7 @@ def test_a_card_wins_over_params_yaml() -> None:
 def seconds_of(**times: float) -> Any:
     """As if the machine took so long, by number format; a second thread is worth `second`."""
 
-    def seconds(network: object, inputs: object, precision: str, num_threads: int) -> float:
+    def seconds(network: object, inputs: object, precision: str, num_threads: int, learns: bool) -> float:
         return times[precision] * (times["second"] if num_threads > 1 else 1.0)
 
     return seconds

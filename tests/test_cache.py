@@ -86,10 +86,12 @@ DAMAGES: list[tuple[str, Callable[[bytes], bytes], list[int]]] = [
     ("rows.bin", lambda data: data[:-1], [9]),
     ("rows.bin", lambda data: b"", list(range(10))),
     ("index.bin", lambda data: data[:-1], [9]),
-    ("index.bin", lambda data: data[:85] + b"\xff" + data[86:], list(range(2, 10))),  # a record has 40
+    ("index.bin", lambda data: data[:85] + b"\xff" + data[86:], list(range(10))),  # a record has 40
     ("index.bin", lambda data: data[40:80] + data[:40] + data[80:], list(range(10))),
     ("index.bin", lambda data: b"", list(range(10))),
     ("index.bin", lambda data: data + b"half a record", []),
+    ("layout.json", lambda data: b"", list(range(10))),
+    ("layout.json", lambda data: b'{"shape": [3], "dtype": "no such"}', list(range(10))),
 ]
 
 
@@ -149,7 +151,7 @@ def test_a_shelf_that_grows_a_little_leaves_the_others(monkeypatch: pytest.Monke
     assert (shelf("b").folder / "rows.bin").exists()
 
 
-@pytest.mark.parametrize("text", ["a lot", "12GB"])
+@pytest.mark.parametrize("text", ["a lot", "12GB", "inf", "-1"])
 def test_a_limit_that_is_no_number_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFIT_CACHE_GB", text)
     with pytest.raises(ParamsError, match=f"REFIT_CACHE_GB is '{text}'"):

@@ -19,7 +19,7 @@ from refit.training.loop import Fitted, best_epoch, epoch_order, fit, split_in_b
 from refit.training.optimizer import adamw, learning_rate_at
 from refit.training.plan import Facts, make_plan, num_steps
 from refit.training.shards import cut, tree_sum
-from refit.training.state import Epoch
+from refit.training.state import Epoch, Keeper
 
 from . import trainings
 from .trainings import FEED, GROUPS, HEAD, examples, job, settings, tiny_network
@@ -113,6 +113,13 @@ def test_a_part_can_be_frozen() -> None:
     fitted = run(network=network, freeze_until="0")
     for name, tensor in before.items():
         assert torch.equal(fitted.weights[name], tensor) == name.startswith(("0.", "1.")), name
+
+
+@pytest.mark.parametrize("text", ["soon", "nan", "-1"])
+def test_how_often_to_save_is_a_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFIT_STATE_SECONDS", text)
+    with pytest.raises(ParamsError, match=f"REFIT_STATE_SECONDS is '{text}'"):
+        Keeper("f" * 64)
 
 
 def test_frozen_layers_run_once_for_each_example_and_view() -> None:

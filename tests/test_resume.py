@@ -221,12 +221,20 @@ def test_any_number_of_processes_gives_the_same_bits_and_a_run_goes_on_with_anot
             assert digest(folder) == expected
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+# The twelfth step is the last of an epoch: what comes in it is obeyed in the validation.
+@pytest.mark.parametrize(
+    ("number", "code", "step"), [(signal.SIGTERM, 143, 7), (signal.SIGINT, 130, 7), (signal.SIGTERM, 143, 12)]
+)
 def test_a_training_that_is_told_to_stop_saves_first(
-    number: signal.Signals, code: int, processes: ForkServerContext, never_killed: dict[str, str], tmp_path: Path
+    number: signal.Signals,
+    code: int,
+    step: int,
+    processes: ForkServerContext,
+    never_killed: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     tmp_path.joinpath("signal").write_text(str(int(number)))
-    asked = processes.Process(target=told_to_stop, args=(str(tmp_path), int(number)))
+    asked = processes.Process(target=told_to_stop, args=(str(tmp_path), int(number), step))
     asked.start()
     asked.join(60)
     assert asked.exitcode == code
@@ -235,8 +243,8 @@ def test_a_training_that_is_told_to_stop_saves_first(
     assert digest(tmp_path) == never_killed["full"]
 
 
-def told_to_stop(folder: str, number: int) -> None:
-    """As `child`, but a signal comes in the seventh step, and no save is due."""
+def told_to_stop(folder: str, number: int, step_of_signal: int) -> None:
+    """As `child`, but a signal comes in a step, and no save is due."""
     import torch
 
     original = torch.optim.AdamW.step
@@ -245,7 +253,7 @@ def told_to_stop(folder: str, number: int) -> None:
     def step(self: Any, *args: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 7:
+        if calls == step_of_signal:
             os.kill(os.getpid(), number)
         return original(self, *args)
 

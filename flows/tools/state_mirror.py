@@ -170,12 +170,7 @@ class Mirror:
             yield
         except Exception as error:  # of the storage's library, whichever it is
             if not self._has_complained:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                self._logger.warning(
-                    "the training's state is not kept on the DVC remote now, so another worker could not go on from it "
-                    "(%s); the training itself goes on",
-                    reason,
-                )
+                _complain(error, self._logger)
             self._has_complained = True
 
 
@@ -194,7 +189,11 @@ def mirrored(key: str, logger: "Logger | LoggerAdapter[Any]") -> Iterator["Mirro
         key: names the training, on any machine.
         logger: is told what was brought, and what went wrong.
     """
-    remote = _remote()
+    try:
+        remote = _remote()
+    except Exception as error:  # DVC's, or of the storage's library
+        _complain(error, logger)
+        remote = None
     if remote is None:
         yield NoMirror()
         return
@@ -205,6 +204,14 @@ def mirrored(key: str, logger: "Logger | LoggerAdapter[Any]") -> Iterator["Mirro
         yield mirror
     finally:
         mirror.stop()
+
+
+def _complain(error: Exception, logger: "Logger | LoggerAdapter[Any]") -> None:
+    logger.warning(
+        "the training's state is not kept on the DVC remote now, so another worker could not go on from it (%s); the "
+        "training itself goes on",
+        " ".join(str(error).split()) or type(error).__name__,
+    )
 
 
 def _remote() -> tuple[Any, str] | None:

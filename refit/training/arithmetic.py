@@ -6,6 +6,7 @@ of a second or two does, per network, input and machine. Another answer would be
 projects of this user (~/.cache/refit/probes); `refit reproduce` uses what the card says instead.
 """
 
+import ctypes
 import os
 import time
 from contextlib import AbstractContextManager
@@ -21,9 +22,13 @@ from ..params import Finetune
 from ..records import publish_record, read_record
 from .choices import Precision, available_cores, pinned
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
 _ROWS = (4, 16)
 _ROUNDS = 3
 _SHORT_SECONDS = 0.05
+_CLEAR_AT_ONCE = (0.65, 1.1)
+"""A share of the plain step's time below or above these needs no further rounds."""
 _CLEARLY_FASTER = 0.8
 """More threads, or bf16, are taken where a step takes less than this share of the plain one: the noise of a short probe
 must not decide, and bf16's rounding must buy something."""
@@ -43,13 +48,24 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def choose_arithmetic(network: nn.Module, inputs: Tensor, settings: Finetune, machine: object) -> Arithmetic:
+def keep_memory() -> None:
+    """Let the C library keep large blocks that are freed. It gives them back to the system, which must clear them anew
+    in each step: 5 % of one of ResNet-18. Elsewhere than with glibc nothing changes."""
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_M_MMAP_THRESHOLD, 2**30)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def choose_arithmetic(
+    network: nn.Module, inputs: Tensor, settings: Finetune, learns: bool, machine: object
+) -> Arithmetic:
     """What `finetune.precision` and `finetune.num_threads` mean here, for a network on inputs (n, …).
 
     With shards there is one thread a process, so that the number of processes changes nothing. The network's weights
     and running statistics stay as they are; torch's number of threads does not.
 
     Args:
+        learns: whether the whole network learns; otherwise most of it only looks, and a forward pass is what counts.
         machine: the environment class, as plain values: part of the key under which the answer of a probe is kept.
     """
     fixed = pinned()
@@ -63,33 +79,37 @@ def choose_arithmetic(network: nn.Module, inputs: Tensor, settings: Finetune, ma
         num_threads = num_threads or 1
     if precision and num_threads:
         return Arithmetic(precision=precision, num_threads=num_threads, reason="as params.yaml or the card says")
-    key = sha256_of_json([settings.model, list(inputs.shape), precision, num_threads, available_cores(), machine])
-    answer = _probes() / f"{key}.json"
+    asked = [settings.model, list(inputs.shape), precision, num_threads, learns, available_cores(), machine]
+    answer = _probes() / f"{sha256_of_json(asked)}.json"
     if not answer.exists():
-        publish_record(answer, _probe(network, inputs, precision, num_threads))
+        publish_record(answer, _probe(network, inputs, precision, num_threads, learns))
     return read_record(answer, Arithmetic, WorkspaceError, "; remove it")
 
 
-def _probe(network: nn.Module, inputs: Tensor, precision: Precision | None, num_threads: int | None) -> Arithmetic:
-    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+def _probe(
+    network: nn.Module, inputs: Tensor, precision: Precision | None, num_threads: int | None, learns: bool
+) -> Arithmetic:
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()} if learns else {}
     was_training = network.training
-    network.train()
+    network.train(learns)
     rows = inputs[: _ROWS[0]]
-    if _seconds(network, rows, "fp32", 1) < _SHORT_SECONDS:
+    if _seconds(network, rows, "fp32", 1, learns) < _SHORT_SECONDS:
         rows = inputs[: _ROWS[1]]
-    cores = available_cores()
-    threads = [num_threads] if num_threads else sorted({1, cores})
+    threads = [num_threads] if num_threads else sorted({1, available_cores()})
     formats: list[Precision] = [precision] if precision else ["fp32", "bf16"]
     best = {(each, format_): float("inf") for each in threads for format_ in formats}
-    for round_ in range(_ROUNDS):
+    for way in best:  # the first time chooses kernels
+        _seconds(network, rows, way[1], way[0], learns)
+    for _ in range(_ROUNDS):
         for way in best:
-            seconds = _seconds(network, rows, way[1], way[0])
-            if round_:  # the first one chooses kernels
-                best[way] = min(seconds, best[way])
+            best[way] = min(_seconds(network, rows, way[1], way[0], learns), best[way])
+        plain = best[(threads[0], formats[0])]
+        if all(not _CLEAR_AT_ONCE[0] < best[way] / plain < _CLEAR_AT_ONCE[1] for way in list(best)[1:]):
+            break
     network.zero_grad(set_to_none=True)
     network.train(was_training)
-    for name, tensor in network.state_dict().items():
-        tensor.copy_(state[name])
+    for name, tensor in state.items():
+        network.state_dict()[name].copy_(tensor)
     (count, _), threads_say = _faster(best, [(each, formats[0]) for each in threads])
     chosen, format_says = _faster(best, [(count, each) for each in formats])
     return Arithmetic(
@@ -111,13 +131,14 @@ def _faster(
     return (other if share < _CLEARLY_FASTER else plain), said
 
 
-def _seconds(network: nn.Module, inputs: Tensor, precision: Precision, num_threads: int) -> float:
-    """Of a forward and a backward pass."""
+def _seconds(network: nn.Module, inputs: Tensor, precision: Precision, num_threads: int, learns: bool) -> float:
+    """Of a forward pass and, where the network learns, a backward pass."""
     torch.set_num_threads(num_threads)
     start = time.perf_counter()
-    with autocast(inputs.device, precision):
+    with autocast(inputs.device, precision), torch.set_grad_enabled(learns):
         logits = network(inputs)
-    logits.float().sum().backward()
+    if learns:
+        logits.float().sum().backward()
     return time.perf_counter() - start
 
 

@@ -16,22 +16,26 @@ REFIT_CACHE_GB); the shelf that was used longest ago goes first.
 
 import contextlib
 import fcntl
-import json
+import itertools
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
-from ..errors import ParamsError, WorkspaceError
+from ..errors import WorkspaceError
 from ..files import publish_json
+from .choices import number_in_environment
 
 FORMAT = 1
 """Counted up when the meaning of a shelf's files changes; part of each key."""
+
+_LIMIT_GB = 20.0
 
 _RECORD = np.dtype([("name", "V32"), ("row_checksum", "<u4"), ("record_checksum", "<u4")])
 
@@ -92,6 +96,11 @@ class Unkept:
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
         return np.concatenate([np.empty((0, *self.shape), self.dtype), *self.produce(indices)])
+
+
+class _Layout(msgspec.Struct):
+    shape: tuple[int, ...]  # of one row
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -155,7 +164,7 @@ class Shelf:
         with (self.folder / "rows.bin").open("ab") as rows, (self.folder / "index.bin").open("ab") as index:
             rows.truncate(count * first[0].nbytes)
             index.truncate(count * _RECORD.itemsize)
-            for piece in _chain(first, more):
+            for piece in itertools.chain([first], more):
                 piece = np.ascontiguousarray(piece)
                 rows.write(piece.data)
                 rows.flush()
@@ -190,26 +199,37 @@ class Shelf:
         return found
 
     def _records(self) -> np.ndarray:
-        """The whole records from the start on; what a killed process left after them is cut off by the next one."""
+        """The whole records; part of one, which a killed process left at the end, is cut off by the next one.
+
+        Where a whole one is damaged the shelf starts anew: a row's place must not be given away while another process
+        reads it.
+        """
         try:
             data = (self.folder / "index.bin").read_bytes()
         except FileNotFoundError:
             return np.zeros(0, _RECORD)
         records = np.frombuffer(data[: len(data) // _RECORD.itemsize * _RECORD.itemsize], _RECORD)
-        damaged = np.flatnonzero(_record_checksums(records, 0) != records["record_checksum"])
-        return records[: damaged[0]] if len(damaged) else records
+        if (_record_checksums(records, 0) == records["record_checksum"]).all() and self._has_layout():
+            return records
+        self._start_anew()
+        return np.zeros(0, _RECORD)
 
     def _layout(self) -> tuple[tuple[int, ...], np.dtype]:
-        layout: Mapping[str, object] = json.loads((self.folder / "layout.json").read_text())
-        shape = layout["shape"]
-        assert isinstance(shape, list)
-        return tuple(shape), np.dtype(str(layout["dtype"]))
+        layout = msgspec.json.decode((self.folder / "layout.json").read_bytes(), type=_Layout)
+        return layout.shape, np.dtype(layout.dtype)
+
+    def _has_layout(self) -> bool:
+        try:
+            self._layout()
+        except (FileNotFoundError, msgspec.DecodeError, TypeError):
+            return False
+        return True
 
     def _kept_bytes(self) -> int:
         return (self.folder / "rows.bin").stat().st_size if (self.folder / "rows.bin").exists() else 0
 
     def _start_anew(self) -> None:
-        for name in ("index.bin", "rows.bin"):  # in this order: rows without a record are nothing
+        for name in ("index.bin", "rows.bin", "layout.json"):  # in this order: rows without a record are nothing
             (self.folder / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -227,7 +247,7 @@ def _evict(budget: int, spare: Path) -> None:
     for leftover in spare.parent.glob(".evicted-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     used = {folder: _last_use(folder) for folder in spare.parent.glob("[!.]*-*") if folder.is_dir() and folder != spare}
-    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in used}
+    sizes = {folder: _size(folder) for folder in used}
     total = sum(sizes.values())
     for folder in sorted(used, key=lambda folder: used[folder]):
         if total <= budget:
@@ -237,10 +257,18 @@ def _evict(budget: int, spare: Path) -> None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue  # somebody writes to it
-            gone = folder.with_name(f".evicted-{folder.name}")
-            folder.rename(gone)
+            gone = folder.with_name(f".evicted-{os.getpid()}-{folder.name}")
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                folder.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
         total -= sizes[folder]
+
+
+def _size(folder: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in folder.iterdir())
+    except FileNotFoundError:  # another process removes it
+        return 0
 
 
 def _last_use(folder: Path) -> float:
@@ -257,11 +285,8 @@ def _cache_folder() -> Path:
 
 
 def _limit_bytes() -> int:
-    text = os.environ.get("REFIT_CACHE_GB") or "20"
-    try:
-        return int(float(text) * 1e9)
-    except ValueError:
-        raise ParamsError(f"the environment variable REFIT_CACHE_GB is {text!r}; it should be a number") from None
+    limit = number_in_environment("REFIT_CACHE_GB")
+    return int((_LIMIT_GB if limit is None else limit) * 1e9)
 
 
 def _bytes_of(shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -274,8 +299,3 @@ def _record_checksums(records: np.ndarray, start: int) -> np.ndarray:
     return np.array(
         [zlib.crc32(row.tobytes(), (start + place) & 0xFFFFFFFF) for place, row in enumerate(plain)], dtype=np.uint32
     )
-
-
-def _chain(first: np.ndarray, more: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from more

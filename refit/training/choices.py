@@ -3,12 +3,13 @@
 `refit reproduce` pins the choices of a version in the clone where it is made again. No torch.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import WorkspaceError
+from ..errors import ParamsError, WorkspaceError
 from ..records import publish_record, read_record
 
 Precision = Literal["fp32", "bf16"]
@@ -43,3 +44,21 @@ def available_cores() -> int:
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):  # no control groups, or no quota ("max")
         return cores
+
+
+def number_in_environment(name: str) -> float | None:
+    """What an environment variable says; None where it is not set.
+
+    Raises:
+        ParamsError: it is no number, or not a finite one, or negative.
+    """
+    text = os.environ.get(name)
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ParamsError(f"the environment variable {name} is {text!r}; it should be a number, 0 or more")
+    return number

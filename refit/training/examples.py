@@ -5,7 +5,6 @@ the code and libraries that do it.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ..modality.contract import Opaque
 from ..progress import track
 from ..records import as_plain
 from .cache import FORMAT, Produce, Rows, Shelf
+from .choices import available_cores
 from .determinism import example_keys
 
 _PIECE = 64
@@ -85,7 +85,7 @@ class _Preparation:
 
     def __call__(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         pieces = [indices[start : start + _PIECE] for start in range(0, len(indices), _PIECE)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             for piece in track(pieces, self.what, len(pieces)) if len(pieces) > 1 else pieces:
                 yield np.stack(list(pool.map(self._read, piece)))
 

@@ -53,20 +53,22 @@ def fit(job: Job, keeper: Keeper | None = None, ranks: Ranks | None = None) -> F
     Best is the highest validation accuracy; among equals the lowest validation loss, then the earliest.
 
     Raises:
-        TrainingError: the loss is not finite, or the network has no deterministic kernel on this device.
+        TrainingError: the loss is not finite, the network has no deterministic kernel on this device, or does not fit
+            in its memory.
         Stopped: the process was asked to stop; its state is saved.
     """
     run = _Run(job, keeper or Keeper(None), ranks or Ranks())
-    with _kernels_explained(), stop_requests() as requested, run.progress() as progress:
+    with _device_explained(), run.progress() as progress:
         while (phase := run.phase()) is not None:
-            learner = run.begin(phase)
-            while run.position.epoch < phase.epochs and not run.is_over():
-                learner.stream.train_mode()
-                for rows in run.remaining_batches():
-                    sums = learner.step(rows, run.position, wants_stop=requested() is not None)
-                    run.count(rows, sums, learner, progress)
-                    run.save_if_due(learner, requested)
-                run.end_epoch(phase, learner)
+            learner = run.begin(phase)  # a signal ends it at once: what the caches hold by then is kept
+            with stop_requests() as requested:
+                while run.position.epoch < phase.epochs and not run.is_over():
+                    learner.stream.train_mode()
+                    for rows in run.remaining_batches():
+                        sums = learner.step(rows, run.position, wants_stop=requested() is not None)
+                        run.count(rows, sums, learner, progress)
+                        run.save_if_due(learner, requested)
+                    run.end_epoch(phase, learner, requested)
             run.end_phase()
     return run.result()
 
@@ -170,25 +172,34 @@ class _Run:
         )
 
     def save_if_due(self, learner: Learner, requested: Callable[[], Stopped | None]) -> None:
-        """Save now and then; and at once where any rank was asked to stop, which is then obeyed."""
+        """Save now and then; and at once where any rank was asked to stop, which is then obeyed.
+
+        Only where no loss is left to be looked at: all ranks come there at the same steps.
+        """
         stops = self.stop_votes > 0
-        if not (stops or self.keeper.is_due()):
+        if self.pending or not (stops or self.keeper.is_due()):
             return
-        self._look()
+        self._save(learner)
+        if stops:
+            raise requested() or Stopped(15)
+
+    def _save(self, learner: Learner) -> None:
         if self.ranks.is_first:
             network = {f"network/{name}": tensor for name, tensor in self.moving.items()}
             position = dataclasses.replace(self.position, seconds=time.monotonic() - self.started)
             self.keeper.save(position, network | learner.tensors(), self.best)
-        if stops:
-            raise requested() or Stopped(15)
 
-    def end_epoch(self, phase: Phase, learner: Learner) -> None:
+    def end_epoch(self, phase: Phase, learner: Learner, requested: Callable[[], Stopped | None]) -> None:
         """Validate, write down how the epoch went, and keep the weights if they are the best so far."""
         self._look()
-        labels = self.job.val.labels
         with learner.average.in_place():
-            logits = self._validation_logits(learner.stream)
-            scored = metrics.score(metrics.softmax(logits), labels)
+            logits = self._validation_logits(learner.stream, requested)
+        if logits is None and (stopped := requested()):
+            self._save(learner)
+            raise stopped
+        assert logits is not None
+        with learner.average.in_place():
+            scored = metrics.score(metrics.softmax(logits), self.job.val.labels)
             row = Epoch(
                 epoch=len(self.position.history) + 1,
                 learning_rate=phase.learning_rate * learner.learning_rate(self.position),
@@ -212,24 +223,28 @@ class _Run:
         )  # fmt: skip
 
     @torch.inference_mode()
-    def _validation_logits(self, stream: Stream) -> np.ndarray:
-        """(n, num_classes) float32; each rank computes some batches, whole, and all get all."""
+    def _validation_logits(self, stream: Stream, requested: Callable[[], Stopped | None]) -> np.ndarray | None:
+        """(n, num_classes) float32; each rank computes some batches, whole, and all get all.
+
+        None: the process, which trains alone, was asked to stop.
+        """
         stream.logits.eval()
         count, size = len(self.job.val), self.job.plan.batch_size
-        logits: Tensor | None = None
-        for index, start in enumerate(range(0, count, size)):
-            if index % self.ranks.count != self.ranks.index:
-                continue
+        logits = torch.zeros(count, self.job.num_classes, device=self.job.device)
+        for start in range(self.ranks.index * size, count, self.ranks.count * size):
+            if self.ranks.count == 1 and requested():
+                return None
             rows = np.arange(start, min(start + size, count))
             with autocast(self.job.device, self.job.precision):
-                found = stream.logits(stream.val(rows)).float()
-            if logits is None:
-                logits = torch.zeros(count, found.shape[1], device=found.device)
-            logits[start : start + len(rows)] = found
+                logits[start : start + len(rows)] = stream.logits(stream.val(rows)).float()
             self.work.val_forwards += len(rows)
-        if logits is None:  # more ranks than batches
-            logits = torch.zeros(count, self.job.num_classes, device=self.job.device)
-        return np.asarray(self.ranks.tree_sum(logits).cpu().numpy())
+        found = np.asarray(self.ranks.tree_sum(logits).cpu().numpy())
+        if np.isnan(found).any():
+            raise TrainingError(
+                f"the network's logits on validation are not numbers after epoch {len(self.position.history) + 1}, "
+                "though the losses of training are. Try a lower `finetune.learning_rate`; the last saved state is kept"
+            )
+        return found
 
     def is_over(self) -> bool:
         """Whether no further epoch is to be made, though the plan has some."""
@@ -296,10 +311,16 @@ def split_in_batches(num_examples: int, batch_size: int) -> list[slice]:
 
 
 @contextmanager
-def _kernels_explained() -> Iterator[None]:
-    """torch refuses a kernel whose result changes from run to run, in words for those who write networks."""
+def _device_explained() -> Iterator[None]:
+    """torch says what a device cannot do, and refuses a kernel whose result changes from run to run, in words for those
+    who write networks."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise TrainingError(
+            "the GPU has not enough memory for a batch; set `finetune.shards` to 2, 4, … (the same batch, computed in "
+            "parts), or a smaller `finetune.batch_size`"
+        ) from None
     except RuntimeError as error:
         operation, found, _ = str(error).partition(" does not have a deterministic implementation")
         if not found:

@@ -17,14 +17,17 @@ def adamw(
 ) -> tuple[torch.optim.Optimizer, list[float]]:
     """AdamW (Loshchilov and Hutter 2019) over what learns in a phase, and the peak rate of each parameter group.
 
-    A layer group learns `layer_decay` times as fast as the one above it (layer-wise decay, Clark et al. 2020, ELECTRA),
-    the head `head_learning_rate_factor` times as fast as the top of the backbone. Biases and norms do not decay.
+    A layer group learns `layer_decay` times as fast as the one above it (layer-wise decay, Clark et al. 2020, ELECTRA).
+    The head learns `head_learning_rate_factor` times as fast as the top of the backbone, unless it learns alone. Biases
+    and norms do not decay.
     """
     parameters = dict(network.named_parameters())
     rates: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for depth, group in enumerate(groups):
-        is_head = depth == len(groups) - 1
-        scale = settings.head_learning_rate_factor if is_head else settings.layer_decay ** (len(groups) - 2 - depth)
+        if depth < len(groups) - 1:
+            scale = settings.layer_decay ** (len(groups) - 2 - depth)
+        else:
+            scale = settings.head_learning_rate_factor if phase.first_group < depth else 1.0
         for name in group.parameters:
             parameter = parameters[name]
             parameter.requires_grad_(depth >= phase.first_group)

@@ -90,6 +90,7 @@ def make_plan(facts: Facts, groups: Sequence[LayerGroup], settings: Finetune) ->
         case "staged":
             half = Phase(name="top", first_group=(head + lowest) // 2, epochs=settings.epochs // 2, learning_rate=rate)
             phases = (probe, half, replace(full, epochs=settings.epochs - half.epochs))
+    _say_what_rests(phases, settings, reasons)
     phases = _within_budget(phases, facts.num_train, batch_size, settings.max_steps, reasons)
     return Plan(strategy=strategy, phases=phases, batch_size=batch_size, views=settings.views, reasons=tuple(reasons))
 
@@ -120,6 +121,14 @@ def _learning_rate(facts: Facts, strategy: str, reasons: list[str]) -> float:
     rate = PROBE_LEARNING_RATE if strategy == "head" else 0.0003 if facts.is_pretrained else 0.002
     reasons.append(f"learning_rate {rate}: for {strategy}, see docs/training.md")
     return rate
+
+
+def _say_what_rests(phases: tuple[Phase, ...], settings: Finetune, reasons: list[str]) -> None:
+    """What is asked for and does nothing where only features of frozen layers are read."""
+    frozen = [phase.name for phase in phases if phase.first_group and phase.epochs]
+    asked = [name for name in ("mixup", "cutmix") if getattr(settings, name)]
+    if frozen and asked:
+        reasons.append(f"{' and '.join(asked)}: not in phase {', '.join(frozen)}, which learns on kept features")
 
 
 def _within_budget(

@@ -14,8 +14,10 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import IO
 
 import torch
 import torch.distributed as dist
@@ -102,35 +104,43 @@ def started(module: str, shards: int, device: torch.device) -> Iterator[Ranks]:
         ParamsError: torchrun started another number than `finetune.shards` can use.
         TrainingError: one of the others died.
     """
-    others = []
-    if "WORLD_SIZE" not in os.environ and (count := _useful_processes(shards, device)) > 1:
-        others = _start_others(module, count)
-    count = _checked_count(shards)
-    if count == 1:
-        yield Ranks()
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        yield Ranks(dist.get_rank(), count)
-    except (RuntimeError, dist.DistError) as error:
-        codes = [code for other in others if (code := other.poll()) not in (None, 0)]
-        if not codes and "onnection" not in str(error):
-            raise
-        raise TrainingError(
-            f"one of the {count} processes that train together is gone ({' '.join(str(error).split())[:120]}); run "
-            "again: the training goes on from its last state, on any number of processes"
-        ) from None
-    finally:
-        for other in others:  # they have nothing to save, and may wait for this one where no signal is heard
-            other.kill()
-            other.wait()
-        with contextlib.suppress(Exception):  # it may never have been there
-            dist.destroy_process_group()
-        if others:
-            for name in _VARIABLES:
-                del os.environ[name]
+    others: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryFile() as errors:
+        if "WORLD_SIZE" not in os.environ and (count := _useful_processes(shards, device)) > 1:
+            others = _start_others(module, count, errors)
+        count = _checked_count(shards)
+        if count == 1:
+            yield Ranks()
+            return
+        if device.type == "cuda":
+            if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+                raise ParamsError(
+                    f"this machine has {torch.cuda.device_count()} GPUs, one for each process; start no more on it"
+                )
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            yield Ranks(dist.get_rank(), count)
+        except (RuntimeError, dist.DistError) as error:
+            codes = [code for other in others if (code := other.poll()) not in (None, 0)]
+            if not codes and "onnection" not in str(error):
+                raise
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").split("\n") if others else []
+            reason = next((line for line in reversed(said) if line.strip()), " ".join(str(error).split())[:120])
+            raise TrainingError(
+                f"one of the {count} processes that train together is gone ({reason.strip()}); run again: the training "
+                "goes on from its last state, on any number of processes"
+            ) from None
+        finally:
+            for other in others:  # they have nothing to save, and may wait for this one where no signal is heard
+                other.kill()
+                other.wait()
+            with contextlib.suppress(Exception):  # it may never have been there
+                dist.destroy_process_group()
+            if others:
+                for name in _VARIABLES:
+                    del os.environ[name]
 
 
 _VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")
@@ -155,7 +165,7 @@ def _useful_processes(shards: int, device: torch.device) -> int:
     return min(shards, 1 << max(0, places.bit_length() - 1))
 
 
-def _start_others(module: str, count: int) -> list["subprocess.Popen[bytes]"]:
+def _start_others(module: str, count: int, errors: IO[bytes]) -> list["subprocess.Popen[bytes]"]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -166,7 +176,7 @@ def _start_others(module: str, count: int) -> list["subprocess.Popen[bytes]"]:
             [sys.executable, "-m", module],
             env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=errors,
         )
         for rank in range(1, count)
     ]

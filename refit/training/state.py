@@ -2,7 +2,7 @@
 
     keeper = Keeper(fingerprint)
     saved = keeper.load()                    None: from the start
-    if keeper.is_due(): keeper.save(tensors, position)
+    if keeper.is_due(): keeper.save(position, tensors, best)
     keeper.clear()                           when all outputs are written
 
 The folder .refit/state/<fingerprint>/ has `state.safetensors`: the tensors, and in its metadata the position. The
@@ -12,7 +12,6 @@ whole. The fingerprint names data, params, code and environment, so that a stale
 
 import dataclasses
 import math
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from torch import Tensor
 from ..files import publish_table, publishing
 from ..paths import LIVE_HISTORY, STATES
 from ..progress import say
+from .choices import number_in_environment
 
 _SECONDS_BETWEEN_SAVES = 60.0
 _MAX_SHARE = 0.03
@@ -68,9 +68,9 @@ class Keeper:
 
     def __init__(self, fingerprint: str | None) -> None:
         self.folder = STATES / fingerprint if fingerprint else None
-        fixed = os.environ.get("REFIT_STATE_SECONDS")
-        self.seconds_between = float(fixed or _SECONDS_BETWEEN_SAVES)
-        self.max_share = math.inf if fixed else _MAX_SHARE
+        fixed = number_in_environment("REFIT_STATE_SECONDS")
+        self.least_seconds = self.seconds_between = _SECONDS_BETWEEN_SAVES if fixed is None else fixed
+        self.max_share = _MAX_SHARE if fixed is None else math.inf
         self.last = time.monotonic()
         self.seconds_saving = 0.0
 
@@ -79,6 +79,8 @@ class Keeper:
         if self.folder is None:
             return None
         _remove_others(self.folder)
+        for left_by_a_kill in self.folder.glob(".*.partial"):
+            left_by_a_kill.unlink(missing_ok=True)
         try:
             data = (self.folder / "state.safetensors").read_bytes()
         except FileNotFoundError:
@@ -108,15 +110,15 @@ class Keeper:
         best_file = self._best(position.best_epoch)
         if position.best_epoch and not best_file.exists():
             with publishing(best_file) as partial:
-                save_file(_plain(best), partial)
+                save_file(plain(best), partial)
         with publishing(self.folder / "state.safetensors") as partial:
-            save_file(_plain(tensors), partial, {"position": msgspec.json.encode(position).decode()})
+            save_file(plain(tensors), partial, {"position": msgspec.json.encode(position).decode()})
         for old in self.folder.glob("best-*.safetensors"):
             if old != best_file:
                 old.unlink()
         self.last = time.monotonic()
         self.seconds_saving += self.last - start
-        self.seconds_between = max(self.seconds_between, (self.last - start) / self.max_share)
+        self.seconds_between = max(self.least_seconds, (self.last - start) / self.max_share)
 
     def publish(self, history: tuple[Epoch, ...]) -> None:
         """The history so far, for whoever shows it while the training goes on: the columns of plots/history.csv."""
@@ -145,8 +147,15 @@ def parse(data: bytes) -> tuple[Position, dict[str, Tensor]]:
     return msgspec.json.decode(metadata["position"], type=Position), load(data)
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a file takes them: on the CPU, contiguous, and each on its own, tied weights too."""
+    seen, found = set[int](), dict[str, Tensor]()
+    for name, tensor in tensors.items():
+        found[name] = tensor.detach().cpu().contiguous()
+        if found[name].numel() and found[name].data_ptr() in seen:
+            found[name] = found[name].clone()
+        seen.add(found[name].data_ptr())
+    return found
 
 
 def _remove_others(folder: Path) -> None:
