@@ -49,6 +49,15 @@ def step_seed(seed: int, step: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/step/{step}".encode()).digest()[:8]) >> 1
 
 
+def seed_generators(seed: int, device: "torch.device") -> None:
+    """As torch.manual_seed for the CPU and this device; that one formats a stack for each kind of device: 3 ms."""
+    import torch
+
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def be_deterministic(num_threads: int, device: str) -> "torch.device":
     """Fix what torch lets the machine choose, and give back the device that `finetune.device` means.
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ..params import Finetune
 from .arithmetic import autocast
-from .determinism import step_seed, uniforms
+from .determinism import seed_generators, step_seed, uniforms
 from .features import Stream
 from .job import Job
 from .optimizer import Average, adamw, learning_rate_at, optimizer_tensors, restore
@@ -95,7 +95,7 @@ class Learner:
         inputs = self.stream.train(epoch, rows)
         seed = step_seed(job.seed, seed_of)
         mixed = _mixed(inputs, job.settings, seed) if self.stream.part == "whole" else _Mixed(inputs, 1.0)
-        torch.manual_seed(seed)
+        seed_generators(seed, job.device)
         with autocast(job.device, job.precision):
             logits = self.stream.logits(mixed.inputs).float()  # (k, num_classes)
         losses = _cross_entropy(logits, labels, job.settings.label_smoothing)
