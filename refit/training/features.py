@@ -27,7 +27,7 @@ from .examples import Examples
 from .job import Job
 from .plan import Phase
 
-_FEATURE_BATCH = 16
+_FEATURE_BATCH = 8
 _RESIDENT_BYTES = 64 * 2**20
 """Rows that are no more than this together are held in memory (on a GPU: than a quarter of what is free there)."""
 
