@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import ROOT, change_params
+from .pages import command
 from .servers import free_port, mlflow_command, serving
 
 IDENTITY = {
@@ -46,11 +47,13 @@ def dvc(*arguments: str, cwd: Path, env: dict[str, str]) -> str:
 
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Prefect server."""
+    """A real Prefect server, started as the page says, but on a port of its own and for this machine only."""
     home, port = tmp_path_factory.mktemp("prefect"), free_port()
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    settings = environment(home, PREFECT_SERVER_ANALYTICS_ENABLED="false", PREFECT_UI_ENABLED="false")
-    with serving(command, f"http://127.0.0.1:{port}/api/health", home, settings):
+    start = command("docs/operations.md", "prefect server start").replace("0.0.0.0", "127.0.0.1")
+    settings = environment(home, PREFECT_SERVER_ANALYTICS_ENABLED="false")
+    with serving(
+        ["sh", "-c", f"exec env {start} --port {port}"], f"http://127.0.0.1:{port}/api/health", home, settings
+    ):
         yield f"http://127.0.0.1:{port}/api"
 
 

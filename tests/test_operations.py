@@ -12,6 +12,8 @@ from pathlib import Path
 from queue import Queue
 from threading import Thread
 from typing import Any
+from urllib.parse import urljoin
+from urllib.request import urlopen
 
 import pytest
 from click.testing import CliRunner
@@ -289,6 +291,23 @@ def test_a_server_is_known_by_its_database_not_by_its_address(prefect_api: str) 
             known.add(server_id())
             assert is_over("00000000-0000-0000-0000-000000000000"), "deleted, if it names this server"
     assert len(known) == 1
+
+
+def test_prefects_pages_ask_the_server_that_they_came_from(prefect_api: str) -> None:
+    """[On another port than 4200 they stayed blank: they asked 127.0.0.1:4200.]"""
+    home = prefect_api.removesuffix("api")
+    with urlopen(home, timeout=60) as page:
+        assert b"<script" in page.read()
+    with urlopen(f"{home}ui-settings", timeout=60) as answer:
+        asked = urljoin(home, json.load(answer)["api_url"])
+    with urlopen(f"{asked}/health", timeout=60) as answer:
+        assert asked == prefect_api
+        assert answer.read() == b"true"
+
+
+def test_each_deployment_has_a_name_of_its_own() -> None:
+    names = [entry["name"] for entry in read_yaml(ROOT / "prefect.yaml")["deployments"]]
+    assert len(names) == len(set(names)), "`prefect deploy --name` takes one of them"
 
 
 def test_two_retrainings_of_one_model_never_race() -> None:

@@ -1,5 +1,6 @@
 """Scheduled retraining with real workers: a Prefect server, process workers with homes of their own, a bare git
-repository, a DVC remote folder, data imported from a bucket (a folder). One story, told in order.
+repository, a DVC remote folder, data imported from a bucket (a folder). One story, told in order, set up by the very
+commands of docs/operations.md.
 """
 
 import json
@@ -8,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +20,12 @@ from urllib.request import Request, urlopen
 import pytest
 
 from .conftest import change_params, draw, write_image_folder
+from .pages import command, commands, filled
 from .services import dvc, environment, origin, prefect_api, run
 
 __all__ = ["origin", "prefect_api"]  # fixtures
 
+PAGE = "docs/operations.md"
 SECONDS_FOR_A_RUN = 420  # a bound for a hung test, not a speed that is asked for
 SILENCE_SECONDS = 12
 
@@ -40,18 +42,30 @@ class Team:
     def bucket(self) -> Path:
         return self.folder / "bucket"
 
-    def prefect(self, *arguments: str) -> str:
-        return run(sys.executable, "-m", "prefect", "--no-prompt", *arguments, cwd=self.folder / "seed", env=self.env)
-
     def start_worker(self, name: str, pool: str) -> None:
+        """As the page says, under a name."""
         home = self.folder / name
         home.mkdir()
+        start = filled(command(PAGE, f"--pool {pool}"), {"http://<mlflow>": self.env["MLFLOW_TRACKING_URI"]})
         with (home / "log").open("w") as log:
             self.workers[name] = subprocess.Popen(
-                [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name],
+                ["sh", "-c", f"exec env {start} --name {name}"],
                 cwd=home, env=self.env | {"HOME": str(home), "PREFECT_HOME": str(home / ".prefect")},
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+
+    def type(self, *lines: str) -> str:
+        """Type commands of the page, in the project's folder."""
+        script = "\n".join(filled(line, self.says) for line in lines)
+        return run("bash", "-e", "-c", script, cwd=self.folder / "seed", env=self.env)
+
+    @property
+    def says(self) -> dict[str, str]:
+        """What the page says, and what it is here."""
+        return {
+            "s3://bucket/refit": str(self.folder / "storage"), "s3://bucket/photos": str(self.bucket),
+            "<git address>": str(self.folder / "origin.git"), "http://<server>:4200/api": self.env["PREFECT_API_URL"],
+        }  # fmt: skip
 
     def kill(self, name: str) -> None:
         """SIGKILL the worker and all that it started, as a power cut would."""
@@ -161,27 +175,24 @@ def team(tmp_path_factory: pytest.TempPathFactory, prefect_api: str, origin: Pat
     folder = tmp_path_factory.mktemp("team")
     env = environment(
         folder, PREFECT_API_URL=prefect_api, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db",
-        REFIT_REPOSITORY=str(folder / "origin.git"), REFIT_BRANCH="main", REFIT_STATE_SECONDS="0.1",
+        REFIT_STATE_SECONDS="0.1",
     )  # fmt: skip
     team = Team(folder, env)
     write_image_folder(team.bucket, per_class=60)
     seed = folder / "seed"
-    run("git", "clone", "--quiet", str(origin), str(seed), cwd=folder, env=env)
+    run("git", "clone", "--quiet", "--bare", str(origin), str(folder / "origin.git"), cwd=folder, env=env)
+    run("git", "clone", "--quiet", str(folder / "origin.git"), str(seed), cwd=folder, env=env)
     run("git", "checkout", "--quiet", "-B", "main", cwd=seed, env=env)
+    run("git", "push", "--quiet", "--set-upstream", "origin", "main", cwd=seed, env=env)
     changes = {
         "data.source": "data/photos", "finetune.epochs": 12, "validate.min_images_per_class.val": 1,
         "register.model_name": "pets", "register.experiment": "pets", "flow.training_deployment": "finetune/gpu",
         "flow.worker_silence_seconds": SILENCE_SECONDS,
     }  # fmt: skip
     change_params(seed / "params.yaml", changes)
-    dvc("remote", "add", "--default", "storage", str(folder / "storage"), cwd=seed, env=env)
-    dvc("import-url", str(team.bucket), "data/photos", cwd=seed, env=env)
-    run("git", "add", "--all", cwd=seed, env=env)
-    run("git", "commit", "--quiet", "--message", "our data", cwd=seed, env=env)
-    run("git", "clone", "--quiet", "--bare", str(seed), str(folder / "origin.git"), cwd=folder, env=env)
-    for pool in ("cpu", "gpu", "review"):
-        team.prefect("work-pool", "create", pool, "--type", "process")
-    team.prefect("deploy", "--all")
+    set_up = [line for heading in ("1. The project knows its remotes", "2. A server, three pools, the deployments")
+              for line in commands(PAGE, heading)]  # fmt: skip
+    team.type(*(line for line in set_up if "server start" not in line))  # it runs: `prefect_api`
     team.start_worker("cpu-1", "cpu")
     yield team
     for name in list(team.workers):
@@ -192,7 +203,7 @@ def team(tmp_path_factory: pytest.TempPathFactory, prefect_api: str, origin: Pat
 def first(team: Team) -> dict[str, Any]:
     """The first run: its training worker is killed in the middle; another one comes, and cannot reach the storage."""
     team.start_worker("gpu-1", "gpu")
-    run_id = team.begin()
+    (run_id,) = re.findall(r"UUID: (\S+)", team.type(command(PAGE, "deployment run")))
     team.wait(lambda: team.training(0), "the first training")
     team.wait(team.saved_states, "its state on the remote")
     team.kill("gpu-1")
