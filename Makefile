@@ -18,7 +18,7 @@ check: $(READY)
 	.venv/bin/mypy
 
 ui: $(READY)
-	.venv/bin/mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow server --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
 # Byte-compiled at once: a machine that keeps no .pyc files would compile torch anew at every start.
 $(READY): requirements.lock pyproject.toml | $(UV)

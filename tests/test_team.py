@@ -67,7 +67,9 @@ def test_no_secret_is_written_down(service: str) -> None:
 def test_what_has_no_value_stops_the_start_and_what_has_a_default_is_no_secret() -> None:
     assert COMPOSE_TEXT.count("${") == len(VARIABLE.findall(COMPOSE_TEXT)), "each is ${NAME:?message} or ${NAME:-value}"
     with_default = {name for name, kind, _ in VARIABLE.findall(COMPOSE_TEXT) if kind == ":-"}
-    assert with_default == {"REFIT_BIND", "REFIT_SHM_SIZE", "MLFLOW_HOST", "PREFECT_URL"}
+    assert with_default == {
+        "REFIT_BIND", "REFIT_SHM_SIZE", "REFIT_CPU_MEMORY", "REFIT_GPU_MEMORY", "MLFLOW_HOST", "PREFECT_URL",
+    }  # fmt: skip
 
 
 def test_every_variable_is_documented() -> None:
@@ -91,8 +93,30 @@ def test_ports_are_open_to_this_machine_only() -> None:
     assert not {"postgres", "store"} & {name for name, service in SERVICES.items() if "ports" in service}
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_service_fills_the_memory_or_the_disk_of_the_others(service: str) -> None:
+    assert SERVICES[service]["mem_limit"]
+    assert set(SERVICES[service]["logging"]["options"]) == {"max-size", "max-file"}
+
+
+@pytest.mark.parametrize("pool", ["cpu", "gpu", "review"])
+def test_each_pool_of_the_deployments_has_a_worker_that_may_save_a_state(pool: str) -> None:
+    pools = {entry["work_pool"]["name"] for entry in read_yaml(ROOT / "prefect.yaml")["deployments"]}
+    assert pools == {"cpu", "gpu", "review"}
+    assert f"work-pool create {pool} " in SERVICES["pools"]["command"][-1]
+    worker = SERVICES[f"{pool}-worker"]
+    assert f"--pool={pool}" in worker["command"]
+    assert worker["stop_grace_period"] == "1m", "20 s for the state, and its upload"
+    assert pool == "review" or "cache:/var/cache/refit" in worker["volumes"], "what DVC brought outlives a container"
+
+
+def test_the_store_may_have_as_many_volumes_as_the_disk_has_room_for() -> None:
+    options = SERVICES["store"]["command"]
+    assert {"-dir=/data", "-volume.max=0", "-master.volumeSizeLimitMB=1024"} <= set(options)
+
+
 def test_no_worker_reaches_a_database() -> None:
-    for name in ("cpu-worker", "gpu-worker"):
+    for name in ("cpu-worker", "gpu-worker", "review-worker"):
         assert SERVICES[name]["networks"] == ["services"]
     assert [name for name, service in SERVICES.items() if "databases" in service["networks"]] == [
         "postgres", "mlflow", "prefect",

@@ -9,8 +9,9 @@
     reader     READ                READ             READ     READ
 
 What MLflow enforces: who may write which model and experiment, so who may move `champion` and who may overwrite its
-files. What it does not: it records no actor, lets every account make new models and experiments, and lets a
-reviewer move the alias past Refit, which `refit history` shows.
+files; `refit/registry/guard.py` adds that no experiment lies in the folder of another. What it does not: it records no
+actor, lets every account make new models and experiments, and lets a reviewer move the alias past Refit, which
+`refit history` shows.
 """
 
 import os
@@ -50,12 +51,14 @@ def write_server_configuration(folder: str) -> str:
         ini,
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{here / 'accounts.db'}\n"
         f"admin_username = admin\nauth_cache_ttl_seconds = {_SECONDS_TO_CACHE}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
+        "authorization_function = refit.registry.guard:authenticate\n",
     )
     _write_secret(
         env,
         f"MLFLOW_AUTH_CONFIG_PATH={ini}\nMLFLOW_AUTH_ADMIN_PASSWORD={secrets.token_urlsafe(24)}\n"
-        f"MLFLOW_FLASK_SERVER_SECRET_KEY={secrets.token_hex(32)}\n",
+        f"MLFLOW_FLASK_SERVER_SECRET_KEY={secrets.token_hex(32)}\n"
+        # Eight processes of 240 MB for jobs that nothing here asks for.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false\n",
     )
     return (
         f"{ini} and {env} are written; {env.name} holds the password of `admin`.\n\n"

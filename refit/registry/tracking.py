@@ -232,13 +232,27 @@ def _translated(error: Exception, uri: str, way_out: str) -> TrackingError:
 
     address, reason = without_credentials(uri), _without_password(_reason(error), uri)
     if isinstance(error, MlflowException):
-        is_refusal = error.get_http_status_code() < 500 and error.error_code != "REQUEST_LIMIT_EXCEEDED"
+        status = error.get_http_status_code()
+        is_refusal = status < 500 and error.error_code != "REQUEST_LIMIT_EXCEEDED"
     else:  # files travel past MLflow's own error handling
-        response = getattr(error, "response", None)
-        is_refusal = isinstance(error, FileNotFoundError) or (response is not None and response.status_code < 500)
+        status = getattr(getattr(error, "response", None), "status_code", 500)
+        is_refusal = isinstance(error, FileNotFoundError) or status < 500
     if is_refusal:
-        return TrackingError(f"MLflow at {address} refused: {reason}")
+        return TrackingError(f"MLflow at {address} refused: {reason}{_who_helps(status, reason)}")
     return TrackingUnavailableError(f"MLflow at {address} failed: {reason}. {way_out}")
+
+
+def _who_helps(status: int, reason: str) -> str:
+    """The command that gives a missing right. MLflow wraps some refusals in another error: then the words tell."""
+    account = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if status == 401 or "Unauthorized" in reason:
+        return "; log in with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if status == 403 or "PERMISSION_DENIED" in reason:
+        return (
+            f"; {account or 'this account'} has no right to it: an administrator gives it by `refit access grant "
+            f"--pipeline {account or 'NAME'}` (who trains) or `--reviewer {account or 'NAME'}` (who decides)"
+        )
+    return ""
 
 
 def _reason(error: Exception) -> str:
