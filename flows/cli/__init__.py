@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.cli.decide import COMMANDS
+from flows.cli import decide, operate
 from flows.cli.printing import JSON, print_json
 from refit import collector
 from refit.errors import EXIT_CODES, DataError, RefitError, TrackingUnavailableError, WorkspaceError, exit_with
@@ -224,5 +224,5 @@ def _load_params_first() -> None:
     require_source(load_params().data.source)
 
 
-for _command in COMMANDS:
+for _command in (*decide.COMMANDS, *operate.COMMANDS):
     main.add_command(_command)

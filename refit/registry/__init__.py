@@ -12,5 +12,6 @@ __all__ = [
     "releases",
     "runs",
     "tracking",
+    "verification",
     "versions",
 ]

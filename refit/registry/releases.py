@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import EvidenceError
-from ..files import sha256_of_file
+from ..files import publish_json, sha256_of_file
 from ..gate import evidence, history
 from ..gate.evidence import Bundle
 from ..gate.golden import Golden
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CANDIDATE_TAG = "refit.candidate"
+FILES_TAG = "refit.files_sha256"
+"""Of a release: the digest of its list of files, `refit/files.json`, which no account but reviewers' can change."""
+LIST_OF_FILES = "refit/files.json"
 _KEPT_TAGS = ("refit.weights_sha256", "refit.weights_bytes", "refit.git_commit", "refit.dvc_lock_sha256")
 
 
@@ -86,6 +89,7 @@ def pack(data: Bare, beside: Path, golden: Golden, target: Path) -> Path:
         mlflow.pyfunc.save_model(str(target), **arguments)
     shutil.copytree(beside, target / "refit")
     evidence.strip(target)
+    publish_json(target / LIST_OF_FILES, evidence.digests(target))
     return target
 
 
@@ -102,17 +106,18 @@ def publish(settings: Register, candidate: Version, model: Path) -> Version:
             create_model(client, settings.model_name)
             uri = _upload(client, settings, candidate, model)
             evidence.require_same_files(stored_files(uri), sent, uri)
-            found = _create_version(client, settings, candidate, uri)
+            found = _create_version(client, settings, candidate, uri, sent[LIST_OF_FILES])
         else:
             # Packed by an earlier attempt: MLflow's own notes hold its time, so only the rest is the same.
-            stored = {path: digest for path, digest in stored_files(found.source).items() if _is_data(path)}
-            sent = {path: digest for path, digest in sent.items() if _is_data(path)}
+            stored = {path: digest for path, digest in stored_files(found.source).items() if is_data(path)}
+            sent = {path: digest for path, digest in sent.items() if is_data(path)}
             evidence.require_same_files(stored, sent, f"{settings.model_name} {found.version}")
         return as_version(client.get_model_version(settings.model_name, found.version))
 
 
-def _is_data(path: str) -> bool:
-    return path.startswith(("artifacts/", "refit/"))
+def is_data(path: str) -> bool:
+    """Whether it is the same in each packing of a candidate."""
+    return path.startswith(("artifacts/", "refit/")) and path != LIST_OF_FILES
 
 
 def _released(client: "MlflowClient", settings: Register, candidate: Version) -> "ModelVersion | None":
@@ -136,7 +141,9 @@ def _upload(client: "MlflowClient", settings: Register, candidate: Version, mode
     return f"models:/{logged.model_id}"
 
 
-def _create_version(client: "MlflowClient", settings: Register, candidate: Version, uri: str) -> "ModelVersion":
+def _create_version(
+    client: "MlflowClient", settings: Register, candidate: Version, uri: str, files_sha256: str
+) -> "ModelVersion":
     described = client.get_model_version(candidate.model_name, candidate.version).description
     return client.create_model_version(
         settings.model_name,
@@ -147,6 +154,7 @@ def _create_version(client: "MlflowClient", settings: Register, candidate: Versi
             CONTENT_TAG: candidate.tags[CONTENT_TAG],
             EVIDENCE_TAG: candidate.tags[EVIDENCE_TAG],
             CANDIDATE_TAG: candidate.uri,
+            FILES_TAG: files_sha256,
             **{name: candidate.tags[name] for name in _KEPT_TAGS},
         },
         description=described,

@@ -1,0 +1,89 @@
+"""Whether each release is exactly what was promoted: every file, read back from the server.
+
+[found] = verify(settings)      found.faults is empty, or names what was added, changed, taken away
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..files import sha256_of_file
+from ..gate import evidence
+from ..params import Register
+from .releases import FILES_TAG, LIST_OF_FILES, experiment_name, is_data
+from .tracking import EVIDENCE_TAG, connected, download
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+    from mlflow.entities.model_registry import ModelVersion
+
+
+@dataclass(frozen=True)
+class Found:
+    """A released version as it lies on the server, against what was promoted."""
+
+    uri: str
+    num_files: int
+    faults: tuple[str, ...]  # empty: it is exactly what was promoted
+    is_covered: bool  # whether all files are; else (a release of before this was recorded) its weights, card, evidence
+
+
+def verify(settings: Register) -> list[Found]:
+    """Read every file of every released version, and compare it with what was promoted; oldest first.
+
+    Raises:
+        TrackingError: the server does not answer, or lets this account not read.
+    """
+    with connected(settings) as client:
+        home = client.get_experiment_by_name(experiment_name(settings))
+        listed = client.search_model_versions(f"name='{settings.model_name}'")
+        return [_verified(client, version, home) for version in sorted(listed, key=lambda one: int(one.version))]
+
+
+def _verified(client: "MlflowClient", version: "ModelVersion", home: "Experiment | None") -> Found:
+    uri = f"models:/{version.name}/{version.version}"
+    if EVIDENCE_TAG not in version.tags:
+        return Found(uri, 0, ("it was not promoted by Refit",), is_covered=False)
+    if home is None or _experiment_of(client, version.source) != home.experiment_id:
+        fault = f"its files lie outside of {version.name}-releases, where others may write"
+        return Found(uri, 0, (fault,), is_covered=False)
+    faults = []
+    with tempfile.TemporaryDirectory(prefix="refit-verify-") as temporary:
+        model = download(version.source, Path(temporary))
+        found = evidence.digests(model)
+        recorded = version.tags.get(FILES_TAG)
+        if recorded is None:
+            expected = _known_of(model, version)
+            found = {path: digest for path, digest in found.items() if is_data(path)}
+        elif found.get(LIST_OF_FILES) != recorded:
+            return Found(uri, len(found), (f"{LIST_OF_FILES} is not what was promoted",), is_covered=True)
+        else:
+            expected = {**json.loads((model / LIST_OF_FILES).read_bytes()), LIST_OF_FILES: recorded}
+    for path in sorted(found.keys() | expected.keys()):
+        if path not in expected:
+            faults.append(f"{path} was added")
+        elif path not in found:
+            faults.append(f"{path} is gone")
+        elif found[path] != expected[path]:
+            faults.append(f"{path} was changed")
+    return Found(uri, len(found), tuple(faults), is_covered=recorded is not None)
+
+
+def _experiment_of(client: "MlflowClient", source: str) -> str | None:
+    """Where the files of a version lie. A copy made in MLflow's pages points to a version; other tools, to a folder."""
+    model_id = source.removeprefix("models:/")
+    return None if "/" in model_id else str(client.get_logged_model(model_id).experiment_id)
+
+
+def _known_of(model: Path, version: "ModelVersion") -> dict[str, str]:
+    """What the evidence says of the files of a release that has no list of its own."""
+    name, digest = "refit/evidence.json", version.tags[EVIDENCE_TAG]
+    known = {name: digest}
+    if (model / name).is_file() and sha256_of_file(model / name) == digest:
+        bundle = evidence.opened((model / name).read_bytes(), digest, version.name)
+        known |= {f"refit/{file}": sha256 for file, sha256 in bundle.files.items()}
+        known |= {path: sha256 for path, sha256 in bundle.model_files.items() if path.startswith("artifacts/")}
+    return known
