@@ -1,12 +1,12 @@
 """From a training to a served champion and back to its commit, with the real parts, by the command line."""
 
-import base64
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from flows.reproduce import Measure, judge
 
 from .conftest import change_params
+from .pages import commands, filled
 from .servers import free_port, serving
 from .services import clone, dvc, environment, origin, refit, run
 
@@ -166,35 +167,77 @@ def test_the_reviewers_page_in_a_browser(story: tuple[Path, Any, Any], tmp_path:
         assert len(image.convert("RGB").getcolors(2**24) or []) > 50, "not blank"
 
 
-def test_the_champion_is_served_and_says_what_predict_says(
+def test_the_champion_is_served_as_the_page_says(
     story: tuple[Path, dict[str, str], dict[str, Any]], tmp_path: Path
 ) -> None:
+    """docs/serving.md, command by command, beside modules of the user's with Refit's old names."""
     folder, env, _ = story
     image = "data/digits/3/0003.png"
     here = json_of("predict", image, "--model", "models:/digits@champion", "--json", cwd=folder, env=env)[0]
     assert here["label"] in set("0123456789")
+    for name in ("tasks", "refit", "flows"):
+        (tmp_path / f"{name}.py").write_text("OWNER = 'user'\n")
     port = free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/digits@champion",
-        "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-    ]  # fmt: skip
-    registry = {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    }  # fmt: skip
-    with serving(command, f"http://127.0.0.1:{port}/ping", tmp_path, env | registry):
-        content = base64.b64encode((folder / image).read_bytes()).decode()
-        body = json.dumps({"dataframe_records": [{"image": content}]}).encode()
-        request = Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+    settings, start, set_image, *requests = [
+        filled(
+            line, {"http://<mlflow>": f"sqlite:///{folder}/mlflow.db", "5001": str(port), "data/": f"{folder}/data/"}
+        )
+        for line in commands("docs/serving.md")
+    ]
+    env = env | {"PYTHONPATH": str(tmp_path)}
+    with serving(
+        ["bash", "-c", f"{settings}; exec {start} --workers 1"], f"http://127.0.0.1:{port}/ping", tmp_path, env
+    ):
+        said = run(
+            "bash", "-ec", "\n".join([set_image, *(f"{line} -w '\n'" for line in requests)]), cwd=tmp_path, env=env
+        )
+        *answers, refusal = [json.loads(line) for line in said.splitlines()]
+        for status, body in BAD_REQUESTS:
+            refused = ask(port, body)
+            assert refused[0] == status, body
+            for place in (str(folder), sys.prefix, "site-packages", "Traceback", ".py"):
+                assert place not in refused[1], f"a path of the server: {refused[1]}"
+            assert len(refused[1]) < 2000, "the request does not come back"
+    assert refusal["message"] == "example 0: not an image (text)"
+    assert [len(answer["predictions"]) for answer in answers] == [2, 1, 1, 1]
+    for there in (row for answer in answers for row in answer["predictions"]):
+        assert there["label"] == here["label"]
+        assert there["probability"] == pytest.approx(here["probability"])
+        assert there["probabilities"] == pytest.approx(here["probabilities"])
+
+
+BAD_REQUESTS = [
+    (400, {"inputs": {"image": ["abc!" * 5000]}}),
+    (400, {"inputs": {"image": [[[1, 2], [3, 4000]]]}}),
+    (400, {"inputs": {"image": [[[0.5]]]}}),
+    (400, {"inputs": {"image": [None]}}),
+    (400, {"instances": [{"image": "bm90IGEgcGljdHVyZQ=="}]}),
+    (400, {"instances": [{"image": [[1, 2], [3, 4]]}, {"image": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}]}),
+    (400, {"dataframe_records": [{"image": 3}]}),
+    (400, {"dataframe_records": [{"picture": "eA=="}]}),
+    (400, {"dataframe_split": {"columns": ["image"], "data": [[[[1, 2], [3]]]]}}),
+    (400, {"pictures": []}),
+    (400, []),
+    (200, {"inputs": {"image": []}}),
+]
+
+
+def ask(port: int, body: Any) -> tuple[int, str]:
+    """Status and text of the answer."""
+    content = json.dumps(body).encode()
+    request = Request(f"http://127.0.0.1:{port}/invocations", content, {"Content-Type": "application/json"})
+    try:
         with urlopen(request, timeout=60) as answer:
-            there = json.load(answer)["predictions"][0]
-    assert there["label"] == here["label"]
-    assert there["probability"] == pytest.approx(here["probability"])
-    assert there["probabilities"] == pytest.approx(here["probabilities"])
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        return error.code, error.read().decode()
 
 
 def test_the_second_is_promoted_and_taken_back(story: tuple[Path, dict[str, str], dict[str, Any]]) -> None:
-    """Last in this file: it moves the champion."""
+    """Last in this file: it moves the champion. The reviewer's code has changed meanwhile."""
     folder, env, said = story
+    code = folder / "refit/modality/image/examples.py"
+    code.write_text(code.read_text() + "\nOF_THE_SECOND = True\n")
     words = ("promote", "2", "--reason", "as good", "--evidence", said["digest"], "--force")
     plan = json_of(*words, "--dry-run", "--json", cwd=folder, env=env)
     assert plan["is_dry_run"]
@@ -207,3 +250,33 @@ def test_the_second_is_promoted_and_taken_back(story: tuple[Path, dict[str, str]
     found = json_of("history", "--json", cwd=folder, env=env)
     assert [entry["move"]["kind"] for entry in found["entries"]] == ["promote", "promote", "rollback"]
     assert (found["champion"], found["previous"]) == ("models:/digits/1", "models:/digits/2")
+
+
+BOTH = """
+import sys, mlflow, tasks, refit
+models = [mlflow.pyfunc.load_model(f"models:/digits/{number}") for number in (1, 2)]
+for model in models:
+    served = model.unwrap_python_model()
+    package = type(served).__module__.split(".")[0]
+    examples = sys.modules[f"{package}.modality.image.examples"]
+    label = model.predict({"image": [open(sys.argv[1], "rb").read()]})["label"][0]
+    print(package, hasattr(examples, "OF_THE_SECOND"), label, tasks.OWNER, refit.OWNER)
+"""
+
+
+def test_two_releases_answer_in_one_process_each_with_its_own_code(
+    story: tuple[Path, dict[str, str], dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, env, _ = story
+    for name in ("tasks", "refit"):
+        (tmp_path / f"{name}.py").write_text("OWNER = 'user'\n")
+    env = env | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", BOTH, str(folder / "data/digits/3/0003.png")], cwd=tmp_path, env=env,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = [line.split() for line in done.stdout.splitlines()]
+    assert first[0] != second[0]
+    assert (first[1], second[1]) == ("False", "True"), "each has its own code"
+    assert first[2:] == second[2:] == ["3", "user", "user"]
