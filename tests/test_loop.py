@@ -327,6 +327,21 @@ def test_a_plan_says_why() -> None:
     assert scratch.strategy == "full"
 
 
+def test_a_plan_says_what_rests_while_layers_are_frozen() -> None:
+    said = make_plan(FACTS, GROUPS, settings(strategy="lp_ft", mixup=0.2)).reasons
+    assert "mixup: not in phase head, which learns on kept features" in said
+    assert not make_plan(FACTS, GROUPS, settings(strategy="full", mixup=0.2)).reasons
+
+
+def test_the_heads_own_rate_counts_where_it_does_not_learn_alone() -> None:
+    chosen = settings(strategy="lp_ft", head_learning_rate_factor=10.0)
+    rates = [
+        adamw(tiny_network(), GROUPS, phase, chosen)[1][-1] / phase.learning_rate
+        for phase in make_plan(FACTS, GROUPS, chosen).phases
+    ]
+    assert rates == pytest.approx([1.0, 10.0])
+
+
 def test_staged_unfreezes_from_the_top() -> None:
     plan = make_plan(FACTS, GROUPS, settings(strategy="staged", epochs=5))
     assert [(phase.first_group, phase.epochs) for phase in plan.phases][1:] == [(1, 2), (0, 3)]
