@@ -4,6 +4,7 @@ require_clean_code()          before the work: a commit that lacks the code it r
 sha = commit_run(message)     after the work
 """
 
+import contextlib
 import os
 import subprocess
 
@@ -90,6 +91,51 @@ def check_out(commit: str) -> None:
     """
     _remote("fetch", "--quiet", "origin", commit)
     _git("checkout", "--quiet", "--force", "--detach", commit)
+
+
+def run_branches() -> list[tuple[str, str]]:
+    """(name, commit) of the branches `retrain/…` on the remote, the newest first; `origin` is read anew.
+
+    Raises:
+        StorageUnavailableError: the git remote cannot be reached.
+    """
+    if "origin" not in _git("remote").split():
+        return []
+    _remote("fetch", "--quiet", "--prune", "origin")
+    listed = _git("for-each-ref", "--sort=-committerdate", "--format=%(refname:lstrip=3) %(objectname)",
+                  "refs/remotes/origin/retrain")  # fmt: skip
+    return [(name, commit) for name, _, commit in (line.partition(" ") for line in listed.splitlines())]
+
+
+def tips() -> set[str]:
+    """The commits that branches (here, and those of the remote as last fetched) and tags point to."""
+    commit = "%(if)%(*objectname)%(then)%(*objectname)%(else)%(objectname)%(end)"  # a tag may be an object of its own
+    return set(_git("for-each-ref", f"--format={commit}", "refs/heads", "refs/remotes", "refs/tags").split())
+
+
+def is_here(commit: str) -> bool:
+    """Whether this repository has a commit; it is fetched if the remote gives it."""
+    for attempt in range(2):
+        try:
+            _git("cat-file", "-e", f"{commit}^{{commit}}")
+            return True
+        except WorkspaceError:
+            if attempt:
+                break
+        with contextlib.suppress(WorkspaceError):
+            _git("fetch", "--quiet", "origin", commit)
+    return False
+
+
+def remove_branch(name: str) -> None:
+    """Delete a branch of the remote, and the one of that name here.
+
+    Raises:
+        StorageUnavailableError: the remote cannot be reached, or refuses.
+    """
+    _remote("push", "--quiet", "origin", "--delete", name)
+    with contextlib.suppress(WorkspaceError):  # there is none, or it is checked out
+        _git("branch", "--quiet", "-D", name)
 
 
 def remote_url() -> str:

@@ -10,6 +10,7 @@ __all__ = [
     "provenance",
     "records",
     "releases",
+    "retention",
     "runs",
     "tracking",
     "verification",

@@ -19,6 +19,7 @@ import fcntl
 import itertools
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -252,16 +253,29 @@ def _evict(budget: int, spare: Path) -> None:
     for folder in sorted(used, key=lambda folder: used[folder]):
         if total <= budget:
             return
-        with _lock_file(folder).open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # somebody writes to it
-            gone = folder.with_name(f".evicted-{os.getpid()}-{folder.name}")
-            with contextlib.suppress(FileNotFoundError):  # another process was quicker
-                folder.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
-        total -= sizes[folder]
+        if evict(folder):
+            total -= sizes[folder]
+
+
+def idle(days: float) -> dict[Path, int]:
+    """The shelves that nobody used for so long, with their bytes."""
+    before = time.time() - days * 24 * 3600
+    shelves = (folder for folder in _cache_folder().glob("[!.]*-*") if folder.is_dir() and _last_use(folder) < before)
+    return {folder: _size(folder) for folder in shelves}
+
+
+def evict(folder: Path) -> bool:
+    """Remove a shelf, unless somebody writes to it."""
+    with _lock_file(folder).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        gone = folder.with_name(f".evicted-{os.getpid()}-{folder.name}")
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+        return True
 
 
 def _size(folder: Path) -> int:
