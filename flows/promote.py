@@ -17,6 +17,7 @@ from pydantic import Field
 
 from flows.tools import policy
 from flows.tools.notifications import tell_of_move
+from flows.tools.rollout import roll_out
 from refit.gate.history import Outcome
 from refit.params import load_params
 from refit.records import as_plain
@@ -104,4 +105,5 @@ def _told(outcome: Outcome) -> dict[str, object]:
     plain = as_plain(outcome)
     get_run_logger().info("%s", json.dumps(plain, sort_keys=True))
     tell_of_move(outcome)
+    roll_out(outcome, get_run_logger().info, tell_of_move)
     return plain

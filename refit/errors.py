@@ -16,6 +16,7 @@
     │   ├── StorageUnavailableError
     │   │                      10   the DVC or git remote cannot be reached; trying again may help
     │   └── WorkerLostError    11   the worker that trained is gone; another one may take it up
+    ├── DeploymentError        16   the champion could not be brought to where it is served
     └── EvidenceError          13   what a decision must rest on is missing, damaged or of something else
         └── RefusedError       14   the evidence does not allow the promotion, or somebody was faster
 
@@ -130,6 +131,13 @@ class WorkerLostError(WorkspaceError):
     meaning = "training worker lost"
 
 
+class DeploymentError(RefitError):
+    """The champion moved, but where it is served it does not answer as it should; it was taken back where possible."""
+
+    exit_code = 16
+    meaning = "champion not in service, and taken back if there was one before"
+
+
 class EvidenceError(RefitError):
     """What a decision must rest on is missing, damaged, or is about something else. Never taken for a pass."""
 
@@ -160,6 +168,7 @@ ERRORS_BY_EXIT_CODE: dict[int, type[RefitError]] = {
         StorageUnavailableError,
         WorkerLostError,
         OrchestratorUnavailableError,
+        DeploymentError,
         EvidenceError,
         RefusedError,
     )

@@ -240,6 +240,9 @@ def _report(outcome: "Outcome", as_json: bool) -> None:
     else:
         click.echo(_in_words(outcome))
     _tell(outcome)
+    from flows.tools.rollout import roll_out
+
+    roll_out(outcome, lambda line: click.echo(line, err=True), _tell)
 
 
 def _tell(outcome: "Outcome") -> None:

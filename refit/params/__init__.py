@@ -28,6 +28,7 @@ from .sections import (
     Checkpoint,
     Count,
     Data,
+    Deploy,
     Evaluate,
     Finetune,
     Flow,
@@ -40,9 +41,9 @@ from .sections import (
 )
 
 __all__ = [
-    "SPLITS", "STRICT", "Checkpoint", "Count", "Data", "Evaluate", "Finetune", "Flow", "Fraction", "Gate", "MinImages",
-    "Params", "Register", "Validate", "as_dict", "load_params", "modalities", "moves", "public", "pure", "read_yaml",
-    "schema", "training_digest", "without_credentials",
+    "SPLITS", "STRICT", "Checkpoint", "Count", "Data", "Deploy", "Evaluate", "Finetune", "Flow", "Fraction", "Gate",
+    "MinImages", "Params", "Register", "Validate", "as_dict", "load_params", "modalities", "moves", "public", "pure",
+    "read_yaml", "schema", "training_digest", "without_credentials",
 ]  # fmt: skip
 
 _ADAPTER = TypeAdapter(Params)
@@ -125,7 +126,7 @@ def training_digest(params: Params) -> str:
 
 def public(params: Params) -> dict[str, Any]:
     """The params as they may be shown: what can change a result or a verdict, without secrets."""
-    shown = {name: section for name, section in as_dict(params).items() if name not in ("register", "flow")}
+    shown = {name: section for name, section in as_dict(params).items() if name not in ("register", "flow", "deploy")}
     shown["checkpoint"]["uri"] = without_credentials(params.checkpoint.uri)
     return shown
 
@@ -133,7 +134,9 @@ def public(params: Params) -> dict[str, Any]:
 def pure(params: Params) -> dict[str, Any]:
     """The params that can change a result. MLflow keeps a run's params for ever, so that a model's new name or another
     address must not be among them: the run could never be completed."""
-    return {name: section for name, section in as_dict(params).items() if name not in ("gate", "register", "flow")}
+    return {
+        name: section for name, section in as_dict(params).items() if name not in ("gate", "register", "flow", "deploy")
+    }
 
 
 def schema() -> str:

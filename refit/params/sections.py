@@ -271,8 +271,35 @@ class Flow:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Deploy:
+    """What follows once the champion has moved. Nothing in here can change a result."""
+
+    command: Annotated[
+        str | None,
+        Field(description="Run by sh, with REFIT_MODEL_URI (models:/digits/3) and REFIT_MODEL_VERSION. null: nothing."),
+    ]
+    deployment: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[^/]+/[^/]+$",
+            description="A Prefect deployment, run with the parameters model_uri and version. null: none.",
+        ),
+    ]
+    health_url: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://",
+            description="Where the model is served: there it must give the golden examples' answers. null: not asked.",
+        ),
+    ]
+    seconds: Annotated[
+        int, Field(ge=1, le=86400, description="For the command or deployment, and again for the answers.")
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Params:
-    """Everything in params.yaml: one section per stage, one for the flow, and the seed that all stages share."""
+    """Everything in params.yaml: one section per stage, two for the flows, and the seed that all stages share."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Every random choice follows from it.")]
     data: Data
@@ -283,6 +310,7 @@ class Params:
     gate: Gate
     register: Register
     flow: Flow
+    deploy: Deploy
     of_modality: Any
     """The section that has the name of `data.modality`. Its type is in that modality's settings.py: what it adds to
     `validate` and `finetune`, which only the modality itself reads."""
