@@ -1,19 +1,35 @@
 """The operator's commands: verify, clean."""
 
+from pathlib import Path
+
 import click
 
 from flows.cli.printing import JSON, print_json
-from refit.errors import EvidenceError
+from refit.errors import EvidenceError, ParamsError
+
+_STARTED_IN = Path.cwd()
 
 
 @click.command()
+@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Public key of whoever signs releases."
+)
 @JSON
-def verify(as_json: bool) -> None:
-    """Read every file of every release, and say whether it is exactly what was promoted."""
-    from refit.params import load_params
-    from refit.registry.verification import verify as read_all
+def verify(folder: Path | None, key: Path | None, as_json: bool) -> None:
+    """Read every file of every release, and say whether it is exactly what was promoted; with --key, its signature too.
 
-    found = read_all(load_params().register)
+    With FOLDER, a release that was brought here: by its signature alone, without any server.
+    """
+    from refit.params import load_params
+    from refit.registry import verification
+
+    if folder is None:
+        found = verification.verify(load_params().register, key and _from_start(key))
+    elif key is None:
+        raise ParamsError("a folder is verified by its signature: --key")
+    else:
+        found = [verification.verify_folder(_from_start(folder), _from_start(key))]
     if as_json:
         print_json(found)
     for release in found if not as_json else ():
@@ -21,7 +37,7 @@ def verify(as_json: bool) -> None:
             click.echo(f"{release.uri}  CHANGED  {'; '.join(release.faults)}")
         else:
             kind = "as promoted" if release.is_covered else "weights, card and evidence as promoted, code not recorded"
-            click.echo(f"{release.uri}  {kind}  ({release.num_files} files)")
+            click.echo(f"{release.uri}  {kind}{', signed' if key else ''}  ({release.num_files} files)")
     broken = [release.uri for release in found if release.faults]
     if broken:
         raise EvidenceError(f"not what was promoted: {', '.join(broken)}")
@@ -62,6 +78,11 @@ def clean(keep: int, is_cloud: bool, is_dry_run: bool, as_json: bool) -> None:
     click.echo(f"in all    {_size(plan.bytes)}")
     if not is_freed:
         click.echo("MLflow keeps the files until `mlflow gc` runs where its server is (docs/operations.md)", err=True)
+
+
+def _from_start(path: Path) -> Path:
+    """What the command line names counts from where the user is, not from the project."""
+    return _STARTED_IN / path
 
 
 def _size(num_bytes: int) -> str:

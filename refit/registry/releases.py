@@ -7,6 +7,7 @@ candidate's files can change what is served, and no code of the pipeline's accou
 
 import datetime
 import getpass
+import json
 import os
 import secrets
 import shutil
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import EvidenceError
-from ..files import publish_json, sha256_of_file
+from ..files import publish_json, publish_text, sha256_of_file
 from ..gate import evidence, history
 from ..gate.evidence import Bundle
 from ..gate.golden import Golden
 from ..gate.history import Move
+from ..model.card import Card, read_card
 from ..params import Register
+from . import documents, signing
 from .experiments import experiment_id
 from .packaging import packed
 from .probe import Bare
@@ -81,16 +84,28 @@ def fetch_evidence(settings: Register, candidate: Version, bundle: Bundle, folde
 def pack(data: Bare, beside: Path, golden: Golden, target: Path) -> Path:
     """A release: verified weights and card, the code that is installed here, and the evidence beside them in `refit/`.
 
-    What the pipeline's account stored as code is not in it, and is never run.
+    What the pipeline's account stored as code is not in it, and is never run. It is signed where REFIT_SIGNING_KEY names
+    a key.
     """
     import mlflow
 
     with packed(data.weights, data.card, golden.images[0].content) as arguments:
         mlflow.pyfunc.save_model(str(target), **arguments)
     shutil.copytree(beside, target / "refit")
+    content = (beside / "evidence.json").read_bytes()
+    _describe(target, evidence.opened(content, evidence.digest_of(content), "the release"), read_card(data.card))
     evidence.strip(target)
     publish_json(target / LIST_OF_FILES, evidence.digests(target))
+    if key := signing.key_of_environment():
+        signing.sign(target, key, json.loads(content))
     return target
+
+
+def _describe(target: Path, bundle: Bundle, card: Card) -> None:
+    """What others read of a release: a model card, and a bill of materials."""
+    requirements = (target / "requirements.txt").read_text().splitlines()
+    publish_text(target / "README.md", documents.model_card(bundle, card))
+    publish_json(target / "bom.json", documents.bill_of_materials(bundle, card, requirements))
 
 
 def publish(settings: Register, candidate: Version, model: Path) -> Version:
@@ -117,7 +132,7 @@ def publish(settings: Register, candidate: Version, model: Path) -> Version:
 
 def is_data(path: str) -> bool:
     """Whether it is the same in each packing of a candidate."""
-    return path.startswith(("artifacts/", "refit/")) and path != LIST_OF_FILES
+    return path.startswith(("artifacts/", "refit/")) and path not in (LIST_OF_FILES, signing.SIGNATURE)
 
 
 def _released(client: "MlflowClient", settings: Register, candidate: Version) -> "ModelVersion | None":

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import EvidenceError
 from ..files import sha256_of_file
 from ..gate import evidence
 from ..params import Register
+from . import signing
 from .releases import FILES_TAG, LIST_OF_FILES, experiment_name, is_data
 from .tracking import EVIDENCE_TAG, connected, download
 
@@ -31,8 +33,11 @@ class Found:
     is_covered: bool  # whether all files are; else (a release of before this was recorded) its weights, card, evidence
 
 
-def verify(settings: Register) -> list[Found]:
+def verify(settings: Register, public_key: Path | None = None) -> list[Found]:
     """Read every file of every released version, and compare it with what was promoted; oldest first.
+
+    Args:
+        public_key: of whoever signs; each release must be signed with it.
 
     Raises:
         TrackingError: the server does not answer, or lets this account not read.
@@ -40,26 +45,46 @@ def verify(settings: Register) -> list[Found]:
     with connected(settings) as client:
         home = client.get_experiment_by_name(experiment_name(settings))
         listed = client.search_model_versions(f"name='{settings.model_name}'")
-        return [_verified(client, version, home) for version in sorted(listed, key=lambda one: int(one.version))]
+        ordered = sorted(listed, key=lambda one: int(one.version))
+        return [_verified(client, version, home, public_key) for version in ordered]
 
 
-def _verified(client: "MlflowClient", version: "ModelVersion", home: "Experiment | None") -> Found:
+def verify_folder(model: Path, public_key: Path) -> Found:
+    """A release that was brought here, without any server: its files are those that were signed."""
+    return Found(str(model), len(evidence.digests(model)), _faults_of_signature(model, public_key), is_covered=True)
+
+
+def _faults_of_signature(model: Path, public_key: Path) -> tuple[str, ...]:
+    try:
+        signing.check(model, public_key)
+    except EvidenceError as error:
+        return (str(error),)
+    return ()
+
+
+def _verified(
+    client: "MlflowClient", version: "ModelVersion", home: "Experiment | None", public_key: Path | None
+) -> Found:
     uri = f"models:/{version.name}/{version.version}"
     if EVIDENCE_TAG not in version.tags:
         return Found(uri, 0, ("it was not promoted by Refit",), is_covered=False)
     if home is None or _experiment_of(client, version.source) != home.experiment_id:
         fault = f"its files lie outside of {version.name}-releases, where others may write"
         return Found(uri, 0, (fault,), is_covered=False)
-    faults = []
+    faults: list[str] = []
     with tempfile.TemporaryDirectory(prefix="refit-verify-") as temporary:
         model = download(version.source, Path(temporary))
+        if public_key is not None:
+            faults += _faults_of_signature(model, public_key)
         found = evidence.digests(model)
+        found.pop(signing.SIGNATURE, None)  # it names the other files
         recorded = version.tags.get(FILES_TAG)
         if recorded is None:
             expected = _known_of(model, version)
             found = {path: digest for path, digest in found.items() if is_data(path)}
         elif found.get(LIST_OF_FILES) != recorded:
-            return Found(uri, len(found), (f"{LIST_OF_FILES} is not what was promoted",), is_covered=True)
+            faults.append(f"{LIST_OF_FILES} is not what was promoted")
+            return Found(uri, len(found), tuple(faults), is_covered=True)
         else:
             expected = {**json.loads((model / LIST_OF_FILES).read_bytes()), LIST_OF_FILES: recorded}
     for path in sorted(found.keys() | expected.keys()):

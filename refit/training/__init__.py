@@ -9,6 +9,7 @@ optimizer     rates, schedule, average                     determinism randomnes
 
 __all__ = [
     "arithmetic",
+    "cache",
     "choices",
     "determinism",
     "examples",
