@@ -107,6 +107,7 @@ def test_each_pool_of_the_deployments_has_a_worker_that_may_save_a_state(pool: s
     worker = SERVICES[f"{pool}-worker"]
     assert f"--pool={pool}" in worker["command"]
     assert worker["stop_grace_period"] == "1m", "20 s for the state, and its upload"
+    assert worker["command"][:2] == ["python", "/worker.py"], "which gives the runs that minute"
     assert pool == "review" or "cache:/var/cache/refit" in worker["volumes"], "what DVC brought outlives a container"
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from .conftest import change_params, draw, write_image_folder
+from .conftest import ROOT, change_params, draw, write_image_folder
 from .pages import command, commands, filled
 from .services import dvc, environment, origin, prefect_api, run
 
@@ -44,12 +45,19 @@ class Team:
 
     def start_worker(self, name: str, pool: str) -> None:
         """As the page says, under a name."""
+        start = filled(command(PAGE, f"--pool {pool}"), {"http://<mlflow>": self.env["MLFLOW_TRACKING_URI"]})
+        self._start(name, ["sh", "-c", f"exec env {start} --name {name}"])
+
+    def start_container(self, name: str, pool: str) -> None:
+        """As deploy/compose.yaml does."""
+        self._start(name, [sys.executable, str(ROOT / "deploy/worker.py"), f"--pool={pool}", f"--name={name}"])
+
+    def _start(self, name: str, worker: list[str]) -> None:
         home = self.folder / name
         home.mkdir()
-        start = filled(command(PAGE, f"--pool {pool}"), {"http://<mlflow>": self.env["MLFLOW_TRACKING_URI"]})
         with (home / "log").open("w") as log:
             self.workers[name] = subprocess.Popen(
-                ["sh", "-c", f"exec env {start} --name {name}"],
+                worker,
                 cwd=home, env=self.env | {"HOME": str(home), "PREFECT_HOME": str(home / ".prefect")},
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
@@ -308,14 +316,27 @@ def test_new_data_is_reported_and_trained_on(team: Team, first: dict[str, Any]) 
     assert len(team.branches()) == 2
 
 
-def test_cancelling_stops_the_training(team: Team, first: dict[str, Any]) -> None:
+def test_a_container_that_is_stopped_saves_the_state_and_cancelling_stops_the_training(
+    team: Team, first: dict[str, Any]
+) -> None:
+    """One training in two acts: `docker stop` of its worker, then, on the next one, the run is cancelled."""
+    team.kill("gpu-2")
+    team.start_container("gpu-3", "gpu")
     trainings = len(team.runs("finetune"))
     seed = team.folder / "seed"
     change_params(seed / "params.yaml", {"finetune.epochs": 1000})  # too many to end by themselves
     run("git", "commit", "--quiet", "--all", "--message", "train for long", cwd=seed, env=team.env)
     run("git", "push", "--quiet", str(team.folder / "origin.git"), "main", cwd=seed, env=team.env)
     run_id = team.begin()
-    training = team.wait(lambda: team.training(trainings), "another training")
+    stopped = team.wait(lambda: team.training(trainings), "another training")
+    before = [state.name for state in team.saved_states()]
+    team.workers["gpu-3"].terminate()
+    team.workers.pop("gpu-3").wait(60)
+    assert team.finish(stopped)["type"] == "CRASHED"
+    assert [state.name for state in team.saved_states()] > before, "saved after the signal"
+    team.start_worker("gpu-4", "gpu")
+    training = team.wait(lambda: team.training(trainings + 1), "its continuation")
+    assert "the training goes on from what another worker saved" in team.logs(training)
     team.api(f"flow_runs/{run_id}/set_state", state={"type": "CANCELLING"}, force=False)
     assert team.finish(run_id)["type"] == "CANCELLED"
     assert team.finish(training)["type"] == "CANCELLED"
@@ -323,8 +344,8 @@ def test_cancelling_stops_the_training(team: Team, first: dict[str, Any]) -> Non
     assert any(path.endswith("/state.safetensors") for path in json.loads(state.read_text())["files"]), (
         "for the next run"
     )
-    (stopped,) = mlflow_runs(team, "attributes.status = 'KILLED'")
-    assert stopped.data.metrics["train_loss"], "with its curves so far"
+    (killed,) = mlflow_runs(team, "attributes.status = 'KILLED'")
+    assert killed.data.metrics["train_loss"], "with its curves so far"
     for name in team.workers:
         commands = subprocess.run(
             ["ps", "-o", "args=", "-p", ",".join(map(str, _family(team.workers[name].pid)))],

@@ -36,7 +36,7 @@ def model_card(bundle: Bundle, card: Card) -> str:
 
 # {bundle.model_name}
 
-{_task(card).replace("-", " ").capitalize()}: {card.architecture}, {len(card.classes)} classes ({", ".join(card.classes)}).
+{_task(card).replace("-", " ").capitalize()} by {card.architecture}; it knows {", ".join(card.classes)}.
 Fine-tuned from `{card.lineage.base_uri}`; probabilities are calibrated.
 
 ## Use
@@ -59,8 +59,8 @@ The gate says **{verdict}**:{reasons}
 
 ## Limits
 
-It knows the classes above and nothing else: whatever it is shown becomes one of them. The measures hold for data like that which it was
-tested on.
+It knows the classes above and nothing else: whatever it is shown becomes one of them. The measures hold for data like
+that which it was tested on.
 
 ## Where it comes from
 
