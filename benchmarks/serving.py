@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py MODEL PICTURE [--requests 200]        MODEL: a folder, or models:/digits@champion
 
-Takes turns, picture by picture: HTTP in each of the four forms, on one connection; `Classifier.predict` (decoding
+Takes turns, picture by picture: HTTP in each of the four forms; `Classifier.predict` (decoding
 included) in this process; the network alone on a tensor that is ready. Milliseconds, as a table on standard output.
 """
 
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.request import urlopen
 
 import torch
 
@@ -33,14 +34,19 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("--requests", type=int, default=200)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     import mlflow
 
     folder = Path(mlflow.artifacts.download_artifacts(options.model))
     port = _free_port()
     serve = ["mlflow", "models", "serve", "--model-uri", str(folder), "--env-manager", "local", "--workers", "1"]
-    with subprocess.Popen([sys.executable, "-m", *serve, "--port", str(port)], stderr=subprocess.DEVNULL) as server:
+    with subprocess.Popen(
+        [sys.executable, "-m", *serve, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
         try:
-            _print_table(_measure(_ways(folder, options.picture, _connected(port)), options.requests))
+            _wait(port)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            _print_table(_measure(_ways(folder, options.picture, connection), options.requests))
         finally:
             server.terminate()
 
@@ -63,6 +69,7 @@ def _ways(folder: Path, picture: Path, connection: http.client.HTTPConnection) -
         body = json.dumps({form: forms[form]})
 
         def ask() -> object:
+            connection.close()  # an idle one is closed by the server after some seconds
             connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             assert answer.status == 200, answer.read()
@@ -100,14 +107,12 @@ def _print_table(taken: dict[str, list[float]]) -> None:
         print(f"| {name} | {middle:.1f} | {high:.1f} | {middle - bare:+.1f} |")
 
 
-def _connected(port: int) -> http.client.HTTPConnection:
+def _wait(port: int) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while True:
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            connection.request("GET", "/ping")
-            connection.getresponse().read()
-            return connection
+            urlopen(f"http://127.0.0.1:{port}/ping", timeout=60).close()
+            return
         except OSError:
             if time.monotonic() > deadline:
                 raise

@@ -259,7 +259,7 @@ models = [mlflow.pyfunc.load_model(f"models:/digits/{number}") for number in (1,
 for model in models:
     served = model.unwrap_python_model()
     package = type(served).__module__.split(".")[0]
-    examples = type(served).predict.__globals__["modality"].examples("image")
+    examples = type(served)._table.__globals__["modality"].examples("image")
     label = model.predict({"image": [open(sys.argv[1], "rb").read()]})["label"][0]
     print(package, hasattr(examples, "OF_THE_SECOND"), label, tasks.OWNER, refit.OWNER)
 """

@@ -84,7 +84,8 @@ def fetch_evidence(settings: Register, candidate: Version, bundle: Bundle, folde
 def pack(data: Bare, beside: Path, golden: Golden, target: Path) -> Path:
     """A release: verified weights and card, the code that is installed here, the evidence beside them in `refit/`.
 
-    What the pipeline's account stored as code is not in it, and is never run. Signed where REFIT_SIGNING_KEY names a key.
+    What the pipeline's account stored as code is not in it, and is never run.
+    The environment variable REFIT_SIGNING_KEY may name a key to sign with.
     """
     import mlflow
 

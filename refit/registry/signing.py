@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import EvidenceError, ParamsError, RefitError
+from ..errors import EvidenceError, ParamsError
 
 SIGNATURE = "refit/model.sig"
 KEY_VARIABLE = "REFIT_SIGNING_KEY"
