@@ -139,7 +139,7 @@ def test_what_is_not_signed_is_said_and_so_is_a_key_that_is_none(
     with pytest.raises(ParamsError, match="is no private key of an elliptic curve"):
         promote.promote(number, "first")
     monkeypatch.setenv("REFIT_SIGNING_KEY", str(tmp_path / "gone.pem"))
-    with pytest.raises(ParamsError, match="REFIT_SIGNING_KEY names .* which is no file"):
+    with pytest.raises(ParamsError, match=r"REFIT_SIGNING_KEY names .* which is no file"):
         promote.promote(number, "first")
     monkeypatch.delenv("REFIT_SIGNING_KEY")
     promote.promote(number, "first")
