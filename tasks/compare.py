@@ -35,7 +35,7 @@ from refit.params import Params, as_dict, load_params, public
 from refit.progress import say
 from refit.records import publish_record
 from refit.registry import releases, versions
-from refit.registry.probe import Answer, Bare, ask
+from refit.registry.probe import Answer, Bare, Question, ask, ask_both
 from refit.registry.records import Version
 from refit.reports.comparison import comparison_markdown, comparison_page
 from refit.reports.disagreements import disagreements
@@ -72,8 +72,7 @@ def compare() -> Comparison:
     params = load_params()
     _require_outputs()
     test, accepted = _test_images()
-    champion = _ask_champion(params, test)
-    candidate = _ask_candidate(test)
+    candidate, champion = _ask(params, test)
     labels = _labels(params, test, candidate, champion)
     new, old = _sides(candidate, champion, test, labels)
     bins = params.evaluate.calibration_bins
@@ -127,25 +126,21 @@ def _stored_golden_probabilities(classes: Sequence[str]) -> np.ndarray:
     return np.column_stack([batch.column(0).to_numpy() for batch in first])
 
 
-def _ask_candidate(test: pd.DataFrame) -> Answer:
-    """What the trained model says of the golden examples, and what it costs."""
-    files = [Path(name) for name in test["path"].iloc[:NUM_GOLDEN]]
-    model = Bare(paths.MODEL_WEIGHTS, paths.MODEL_CARD)
-    answer = ask(model, files, paths.MODEL_WEIGHTS.as_posix())
-    _require_same_model(answer)
-    return answer
-
-
-def _ask_champion(params: Params, test: pd.DataFrame) -> _Champion | None:
+def _ask(params: Params, test: pd.DataFrame) -> tuple[Answer, _Champion | None]:
+    """What the trained model says of the golden examples, the champion of all test examples; and what both cost."""
+    files = [Path(name) for name in test["path"]]
+    asked = Question(Bare(paths.MODEL_WEIGHTS, paths.MODEL_CARD), files[:NUM_GOLDEN], paths.MODEL_WEIGHTS.as_posix())
     version = releases.champion(params.register)
     if version is None:
-        return None
-    bundle, images = _made_of(params, version)
-    with tempfile.TemporaryDirectory(prefix="refit-champion-") as folder:
-        model = versions.fetch_packed(version, bundle, params.register, Path(folder))
-        files = [Path(name) for name in test["path"]]
-        answer = ask(model, files, version.uri)
-    return _Champion(version, answer, bundle, images)
+        candidate, champion = ask(asked), None
+    else:
+        bundle, images = _made_of(params, version)
+        with tempfile.TemporaryDirectory(prefix="refit-champion-") as folder:
+            model = versions.fetch_packed(version, bundle, params.register, Path(folder))
+            candidate, said = ask_both(asked, Question(model, files, version.uri))
+        champion = _Champion(version, said, bundle, images)
+    _require_same_model(candidate)
+    return candidate, champion
 
 
 def _made_of(params: Params, version: Version) -> tuple[Bundle, pd.DataFrame]:
@@ -210,7 +205,7 @@ def _side(
             _choose(column, index, highest_lasting, among)
     loss = -np.log(np.maximum(probability, metrics.SMALLEST_PROBABILITY))
     scored = Scored(true, predicted, highest, loss, len(labels.names))
-    return Side(frozenset(answer.classes), scored, among, answer.milliseconds_per_image, num_bytes)
+    return Side(frozenset(answer.classes), scored, among, answer.milliseconds, num_bytes)
 
 
 def _choose(column: np.ndarray, index: int, highest: np.ndarray, chosen: np.ndarray) -> None:

@@ -182,11 +182,12 @@ def no_processes(no_probe: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model answers like the one in models/, in this process."""
     from tasks import compare
 
-    def ask(_model: object, files: list[Path], *_rest: Any) -> probe.Answer:
+    def ask(question: probe.Question) -> probe.Answer:
         from refit.model.classifier import Classifier
 
         classifier = Classifier.load(paths.MODEL_WEIGHTS, paths.MODEL_CARD)
-        probabilities = classifier.predict([file.read_bytes() for file in files])
-        return probe.Answer(classifier.classes, probabilities, 5.0, 1.0, 100.0, {})
+        probabilities = classifier.predict([file.read_bytes() for file in question.examples])
+        return probe.Answer(classifier.classes, probabilities, np.full(24, 5.0), 1.0, 100.0, {})
 
     monkeypatch.setattr(compare, "ask", ask)
+    monkeypatch.setattr(compare, "ask_both", lambda first, second: (ask(first), ask(second)))

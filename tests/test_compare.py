@@ -4,6 +4,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tracemalloc
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -22,6 +24,7 @@ from refit.gate.comparison import Comparison
 from refit.gate.decide import decide
 from refit.gate.evidence import Bundle
 from refit.gate.golden import NUM_GOLDEN
+from refit.gate.statistics import median_interval
 from refit.model.card import read_card
 from refit.params import load_params, public
 from refit.records import read_record
@@ -113,7 +116,24 @@ def test_a_model_that_answers_otherwise_is_not_registered(trained: Path) -> None
 
 def test_a_model_that_does_not_load_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EvidenceError, match="models:/nobody/1 cannot be used: "):
-        probe.ask(probe.Packed(tmp_path), [], "models:/nobody/1")
+        probe.ask(probe.Question(probe.Packed(tmp_path), [], "models:/nobody/1"))
+
+
+def test_a_model_takes_as_long_as_itself_on_a_busy_machine(trained: Path) -> None:
+    """Two real processes, timed in turns, beside one that wants the whole machine."""
+    files = [Path(name) for name in pd.read_parquet(paths.PREDICTIONS, columns=["path"])["path"]]
+    question = probe.Question(probe.Bare(paths.MODEL_WEIGHTS, paths.MODEL_CARD), files, "it")
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            one, other = probe.ask_both(question, question)
+        finally:
+            busy.kill()
+    assert np.array_equal(one.probabilities, other.probabilities)
+    assert one.milliseconds.shape == other.milliseconds.shape
+    _, low, high = median_interval(one.milliseconds / other.milliseconds, 0.95)
+    limit = load_params().gate.max_latency_ratio
+    assert low < limit
+    assert high > 1 / limit
 
 
 def test_a_process_that_loads_a_model_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +217,7 @@ def test_a_class_of_the_source_that_vanished_is_rejected_unless_it_was_given_up(
 
 
 def answer(classes: str, probabilities: np.ndarray) -> probe.Answer:
-    return probe.Answer(tuple(classes), probabilities, 5.0, 1.0, 100.0, {})
+    return probe.Answer(tuple(classes), probabilities, np.full(24, 5.0), 1.0, 100.0, {})
 
 
 def test_two_models_speak_of_the_same_classes() -> None:
@@ -236,7 +256,7 @@ def test_the_probabilities_of_all_images_are_never_in_memory_at_once(project: Pa
     paths.PREDICTIONS.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(probabilities, columns=[f"p:{name}" for name in names]).to_parquet(paths.PREDICTIONS)
     labels = Labels(tuple(names), frozenset(names), frozenset())
-    known = probe.Answer(tuple(names), probabilities[:0], 5.0, 1.0, 100.0, {})
+    known = probe.Answer(tuple(names), probabilities[:0], np.full(24, 5.0), 1.0, 100.0, {})
     tracemalloc.start()
     try:
         side = comparing._side(known, comparing._stored_probabilities(names), test, labels, labels.source, 10)
@@ -338,5 +358,16 @@ def test_the_summary_says_the_verdict_first(trained: Path) -> None:
     comparison = read_record(paths.COMPARISON, Comparison, EvidenceError)
     text = comparison_markdown(comparison, "pets")
     assert text.startswith("## The candidate ")
-    assert "refit promote VERSION" in text
+    assert "`refit review`, with the candidate's number" in text
     assert comparison.reasons[0] in text
+
+
+def test_a_verdict_that_was_written_over_the_checks_is_never_believed(trained: Path) -> None:
+    """[An edited verdict showed a green "passed" above a red check.]"""
+    comparison = json.loads(paths.COMPARISON.read_text())
+    assert comparison["verdict"] != "pass"
+    for edited in ({"verdict": "pass"}, {"reasons": ["all is well"]}, {"checks": []}):
+        paths.COMPARISON.write_text(json.dumps(comparison | edited))
+        with pytest.raises(EvidenceError, match=r"does not follow from the checks|not those of the checks"):
+            register_candidate()
+    assert client().search_model_versions() == []

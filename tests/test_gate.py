@@ -49,7 +49,7 @@ def said(
     """A model that knows the classes `known` and says `predicted`."""
     loss = np.where(predicted == labels, -math.log(confidence), -math.log((1 - confidence) / 2))
     scored = Scored(labels, predicted, np.full(len(labels), confidence), loss, num_classes)
-    return Side(frozenset(known), scored, predicted if among is None else among, milliseconds, size)
+    return Side(frozenset(known), scored, predicted if among is None else among, np.full(24, milliseconds), size)
 
 
 def judge(new: Any, old: Any, num_images: int = 600, how: Gate = SETTINGS, **costs: Any) -> Decision:
@@ -302,6 +302,42 @@ def test_a_model_that_is_too_slow_or_too_large_is_rejected(costs: dict[str, Any]
     assert names(decision, "reject") == {name}
 
 
+def timed(new: np.ndarray, old: np.ndarray) -> Decision:
+    labels = np.arange(600) % 3
+    sides = [side(labels, range(10)), side(labels, range(60))]
+    candidate, champion = (
+        dataclasses.replace(one, milliseconds=times) for one, times in zip(sides, (new, old), strict=True)
+    )
+    return decide(candidate, champion, LABELS, [], SETTINGS, 10, seed=17)
+
+
+def test_noise_never_makes_a_model_too_slow() -> None:
+    """[The same network came out 3.1 times slower, and was rejected for that alone.]"""
+    generator = np.random.default_rng(3)
+    for spread in (0.1, 1.0, 2.0):
+        for _ in range(20):
+            decision = timed(*(5.0 * np.exp(generator.normal(0, spread, (2, 24)))))
+            (check,) = [check for check in decision.checks if check.name == "latency"]
+            assert check.verdict != "reject", check.reason
+            assert check.low is not None
+            assert check.high is not None
+            assert check.low <= check.value <= check.high
+
+
+def test_what_is_neither_shown_slow_nor_fast_enough_is_held_with_a_reason() -> None:
+    ratios = np.where(np.arange(24) % 2, 2.3, 1.9)
+    decision = timed(5.0 * ratios, np.full(24, 5.0))
+    assert names(decision, "hold") == {"latency"}
+    assert "the machine was too busy to tell" in decision.reasons[0]
+
+
+def test_models_that_were_not_timed_in_turns_are_not_compared() -> None:
+    with pytest.raises(EvidenceError, match="not timed in turns"):
+        timed(np.full(24, 5.0), np.full(3, 5.0))
+    with pytest.raises(EvidenceError, match="was not measured"):
+        timed(np.full(24, 5.0), np.empty(0))
+
+
 def test_the_first_champion_must_beat_guessing_and_the_floors() -> None:
     assert judge(range(30), None).verdict == "pass"
     assert judge(range(200), None).verdict == "reject", "accuracy 67% is below the floor"
@@ -318,7 +354,7 @@ def test_missing_evidence_is_an_error_and_never_a_verdict() -> None:
     with pytest.raises(EvidenceError, match="not scored on the same images"):
         decide(good, other, LABELS, [], SETTINGS, 10, 17)
     for broken in (
-        dataclasses.replace(good, milliseconds_per_image=math.nan),
+        dataclasses.replace(good, milliseconds=np.full(24, math.nan)),
         dataclasses.replace(good, bytes=0),
         dataclasses.replace(good, scored=dataclasses.replace(good.scored, loss=np.full(60, np.nan))),
     ):

@@ -115,7 +115,7 @@ def large_test_set(num_images: int, num_classes: int, generator: np.random.Gener
     for least in (0.32, 0.3):
         confidence = generator.uniform(least, 0.999, num_images)
         case = scored(generator.random(num_images) < confidence, labels, confidence, num_classes)
-        sides.append(Side(names, case, case.predicted, 5.0, 1000))
+        sides.append(Side(names, case, case.predicted, np.full(24, 5.0), 1000))
     return sides[0], sides[1]
 
 

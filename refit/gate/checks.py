@@ -1,5 +1,6 @@
 """The words of the gate: what it is given about models and images, and the form of an answer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,7 @@ import numpy as np
 from ..scoring.metrics import Scored
 
 Verdict = Literal["pass", "hold", "reject"]
+_ORDER: tuple[Verdict, ...] = ("pass", "hold", "reject")
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,13 @@ class Side:
     classes: frozenset[str]  # those it can say
     scored: Scored
     among: np.ndarray  # (n,) int64: the most likely of the classes that `Labels.lasting` names; -1: it knows none
-    milliseconds_per_image: float
+    milliseconds: np.ndarray  # (rounds,) of the CPU's time for an image; the two models took turns
     bytes: int
+
+    @property
+    def milliseconds_per_image(self) -> float:
+        """In the middle round."""
+        return float(np.median(self.milliseconds))
 
     @property
     def right(self) -> np.ndarray:
@@ -58,3 +65,8 @@ class Check:
     limit: float | None = None
     low: float | None = None
     high: float | None = None
+
+
+def verdict_of(checks: Sequence[Check]) -> Verdict:
+    """The worst of them."""
+    return max((check.verdict for check in checks), key=_ORDER.index)

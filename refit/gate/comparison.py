@@ -10,7 +10,7 @@ from ..data.changes import Change
 from ..scoring.evaluation import Bin, reliability_bins
 from ..scoring.intervals import Interval, with_intervals
 from ..scoring.metrics import Scored
-from .checks import Check, Side, Verdict
+from .checks import Check, Side, Verdict, verdict_of
 
 FORMAT: Literal[1] = 1
 SideName = Literal["candidate", "champion"]
@@ -93,6 +93,13 @@ class Comparison:
     changes: Changes | None  # None: no champion to compare with
     gate: Mapping[str, object]  # the settings used
     seed: int
+
+    def __post_init__(self) -> None:
+        """A verdict that somebody wrote over the checks' is read nowhere."""
+        if not self.checks or self.verdict != verdict_of(self.checks):
+            raise ValueError(f"the verdict {self.verdict!r} does not follow from the checks")
+        if not set(self.reasons) <= {check.reason for check in self.checks}:
+            raise ValueError("its reasons are not those of the checks")
 
 
 def side_measures(scored: Scored, num_bins: int, num_resamples: int, confidence: float, seed: int) -> SideMeasures:

@@ -52,6 +52,17 @@ def paired_interval(
     return np.maximum(middle - half, -1.0), np.minimum(middle + half, 1.0)
 
 
+def median_interval(values: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    """The median and its interval, (median, low, high), by the sign test: of whatever distribution, however noisy.
+
+    The order statistics between which the true median lies with at least this confidence (Thompson 1936); all there is
+    where the values are too few for it.
+    """
+    ordered = np.sort(values)
+    skipped = max(int(quantiles((1 - confidence) / 2, len(ordered), 0.5)) - 1, 0)
+    return float(np.median(ordered)), float(ordered[skipped]), float(ordered[-1 - skipped])
+
+
 def decided(won: ArrayLike, lost: ArrayLike, num_images: int, settings: Gate) -> tuple[np.ndarray, np.ndarray]:
     """The rule of the accuracy test: (shown to be worse, shown to reach `gate.goal`). Neither: nothing is shown."""
     won, lost = np.asarray(won), np.asarray(lost)

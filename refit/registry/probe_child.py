@@ -1,19 +1,22 @@
 """A model loaded and asked in a process of its own. Started by refit/registry/probe.py.
 
-    python -I probe_child.py < request
+    python -I probe_child.py
 
-The request, JSON, names files of this machine only: `examples`, `answer` (to write), and the model, either
-`weights` and `card`, which the code in `code` reads (and a network of the user's in `project`), or `folder`, an MLflow
-model with its own code; `num_threads` are torch's. The answer has `classes`, `probabilities` ([example][class]),
-`milliseconds_per_image` (one at a time, decoding included), `seconds_to_load`, `peak_megabytes` and `versions`; or
-`error`.
+The first line of its input, JSON, names files of this machine only: `examples`, `answer` (to write), and the model,
+either `weights` and `card`, which the code in `code` reads (and a network of the user's in `project`), or `folder`, an
+MLflow model with its own code; `num_threads` are torch's. The answer has `classes`, `probabilities`
+([example][class]), `seconds_to_load`, `peak_megabytes` and `versions`; or `error`. `replies` is a file descriptor, on
+which a line says that the answer is there.
+
+Each further line is the number of a round of timing, and `cpu`, on which it runs: so two models can take turns. The
+reply is how long an example took, in milliseconds of this process's own time on the CPU, one at a time, decoding
+included.
 """
 
 import gc
 import json
 import os
 import resource
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -21,23 +24,30 @@ from typing import Any
 
 _BATCH_SIZE = 256
 _TIMED_EXAMPLES = 24
-_ROUNDS = 3
+_EXAMPLES_IN_A_ROUND = 3
 
 
 def main() -> None:
     gc.set_threshold(100_000, 50, 50)  # see refit/collector.py
-    request = json.load(sys.stdin)
+    request = json.loads(sys.stdin.readline())
     # An editable installation of the project would shadow the code that lies beside the model.
     sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+    predict: Any = None
     try:
-        answer = _answer(request)
+        answer, predict = _answer(request)
     except Exception as error:  # whatever it is, it is the answer: this model cannot be used
         answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
     Path(request["answer"]).write_text(json.dumps(answer))
     gc.freeze()
+    with os.fdopen(request["replies"], "w", buffering=1) as replies:
+        replies.write("answered\n")
+        contents = [Path(name).read_bytes() for name in request["examples"][:_TIMED_EXAMPLES]] if predict else []
+        for line in sys.stdin if contents else ():
+            number, cpu = map(int, line.split())
+            replies.write(f"{_milliseconds(predict, contents, number, cpu)}\n")
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     import torch
 
     torch.set_num_threads(request["num_threads"])
@@ -48,14 +58,14 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     probabilities = [
         row for start in range(0, len(contents), _BATCH_SIZE) for row in predict(contents[start : start + _BATCH_SIZE])
     ]
-    return {
+    answer = {
         "classes": list(classifier.classes),
         "probabilities": probabilities,
-        "milliseconds_per_image": _milliseconds(classifier.predict, contents),
         "seconds_to_load": seconds_to_load,
         "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "versions": {"torch": torch.__version__, **versions},
     }
+    return answer, classifier.predict
 
 
 def _packed(folder: str) -> tuple[Any, Any, dict[str, str]]:
@@ -83,14 +93,15 @@ def _bare(request: dict[str, Any]) -> tuple[Any, Any, dict[str, str]]:
     return lambda contents: classifier.predict(contents).tolist(), classifier, {}
 
 
-def _milliseconds(predict: Any, contents: list[bytes]) -> float:
-    """The lower quartile: what else the machine does can only make it slower."""
-    times = []
-    for content in contents[:_TIMED_EXAMPLES] * _ROUNDS:
-        begun = time.perf_counter()
+def _milliseconds(predict: Any, contents: list[bytes], number: int, cpu: int) -> float:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cpu})
+    first = number * _EXAMPLES_IN_A_ROUND
+    chosen = [contents[(first + index) % len(contents)] for index in range(_EXAMPLES_IN_A_ROUND)]
+    begun = time.process_time()
+    for content in chosen:
         predict([content])
-        times.append(time.perf_counter() - begun)
-    return 1000 * (statistics.quantiles(times, n=4)[0] if len(times) > 1 else times[0])
+    return 1000 * (time.process_time() - begun) / len(chosen)
 
 
 if __name__ == "__main__":

@@ -71,8 +71,7 @@ def comparison_markdown(comparison: Comparison, model_name: str) -> str:
         *_class_lines(comparison),
         *_change_lines(comparison.changes),
         "",
-        f"To decide: `refit promote VERSION --reason …` or `refit reject VERSION --reason …`; `{model_name}` is "
-        "written by reviewers only.",
+        f"A reviewer decides (`refit review`, with the candidate's number); only reviewers write `{model_name}`.",
     ]
     return "\n".join(lines)
 
@@ -85,7 +84,7 @@ def _overall(comparison: Comparison) -> list[str]:
     ]
     costs = [comparison.costs[side] for side in sides]
     rows += [
-        ("time per image", *(f"{cost.milliseconds_per_image:.1f} ms" for cost in costs), ""),
+        ("CPU time per image", *(f"{cost.milliseconds_per_image:.1f} ms" for cost in costs), ""),
         ("size", *(f"{cost.bytes / 1e6:.1f} MB" for cost in costs), ""),
     ]
     return table((f"{comparison.num_images:,} test images", *sides, "difference"), rows)
