@@ -11,7 +11,6 @@ here is said before any time is spent.
 import dataclasses
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,16 +22,17 @@ from typing import Literal
 
 from refit import paths
 from refit.errors import EvidenceError, WorkspaceError
-from refit.files import sha256_of_file, sha256_of_json
+from refit.files import sha256_of_file
 from refit.gate import evidence
 from refit.gate.evidence import Bundle
 from refit.params import load_params
 from refit.records import as_plain
 from refit.registry import versions
+from refit.registry.origin import changed_files, patch_of
 from refit.registry.probe import without_secrets
 from refit.registry.provenance import NONE, UNKNOWN, doubt_of
 from refit.registry.records import Version
-from refit.registry.tracking import EVIDENCE_TAG, read_file
+from refit.registry.tracking import EVIDENCE_TAG
 from refit.training.choices import Pinned, pin
 
 TOLERANCES = {
@@ -64,6 +64,7 @@ class Reproduction:
     version: str  # its address
     commit: str
     outcome: Outcome
+    diff_sha256: str | None  # of the changes that were applied to the commit; None: none
     environment: Mapping[str, tuple[object, object]]  # name -> (then, here), where they differ
     different_digests: Mapping[str, tuple[str, str]]
     measures: Mapping[str, Measure]
@@ -106,7 +107,8 @@ def reproduce(asked: str, say: Callable[[str], None], folder: Path | None = None
         _bring_data(clone, say)
         _train(clone, say)
         digests, measures = compared(bundle, clone)
-    return Reproduction(version.uri, commit, judge(digests, measures), environment, digests, measures)
+    changes = bundle.git.diff_sha256 if bundle.git.dirty else None
+    return Reproduction(version.uri, commit, judge(digests, measures), changes, environment, digests, measures)
 
 
 def environment_differences(bundle: Bundle) -> dict[str, tuple[object, object]]:
@@ -159,6 +161,8 @@ def judge(digests: Mapping[str, object], measures: Mapping[str, Measure]) -> Out
 def as_text(found: Reproduction) -> str:
     """The outcome for a person."""
     lines = [f"{found.outcome.upper()}  {found.version}"]
+    if found.diff_sha256:
+        lines.append(f"  commit {found.commit[:12]} with the uncommitted changes {found.diff_sha256[:12]}")
     lines += [
         f"  {name}: {then[:12]} there, {here[:12]} here" for name, (then, here) in found.different_digests.items()
     ]
@@ -183,15 +187,16 @@ def _clone(commit: str, clone: Path) -> None:
 
 def _apply_changes(version: Version, bundle: Bundle, clone: Path, say: Callable[[str], None]) -> None:
     """What was not committed when it was trained lies with the run."""
-    if not bundle.git.dirty:
+    patch = patch_of(version, bundle, load_params().register)
+    if not patch:
         return
-    change = read_file(load_params().register, f"runs:/{version.run_id}/lineage/git.diff")
-    if sha256_of_json(change.decode()) != bundle.git.diff_sha256:
-        raise EvidenceError(f"the uncommitted changes of {version.uri} are not those that the evidence names")
-    touched = re.findall(r"^diff --git a/(.+?) b/", change.decode(), re.MULTILINE)
-    say(f"with the changes that were not committed then, to {', '.join(touched)} (lineage/git.diff of its run)")
+    touched = ", ".join(f"{file.path} (+{file.added} -{file.removed})" for file in changed_files(patch))
+    say(
+        f"with the changes that commit {bundle.git.commit[:12]} does not hold, to {touched}: lineage/git.diff of run "
+        f"{version.run_id}, SHA-256 {bundle.git.diff_sha256[:12]} as in the evidence"
+    )
     file = clone / "uncommitted.diff"
-    file.write_bytes(change)
+    file.write_text(patch, encoding="utf-8", newline="")
     _run(["git", "apply", "--whitespace=nowarn", file.name], clone)
     file.unlink()
 

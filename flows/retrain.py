@@ -35,6 +35,7 @@ from refit.locks import one_at_a_time
 from refit.params import Params, load_params, moves
 from refit.records import as_plain, read_record
 from refit.registry import champion, local_registry, tracking
+from refit.registry.origin import FLOW_RUN_LINK_TAG
 from refit.registry.provenance import git_state
 from refit.reports.evaluation import evaluation_markdown
 from refit.reports.validation import validation_markdown
@@ -163,7 +164,11 @@ def train_elsewhere(params: Params, deliver: Deliver) -> State[None]:
 def register() -> dict[str, Any]:
     """Register the candidate in MLflow, and link to it from this run's page."""
     registration = find_registered() or register_candidate(
-        {tracking.FLOW_RUN_TAG: str(flow_run.id), tracking.SERVER_TAG: server_id()}
+        {
+            tracking.FLOW_RUN_TAG: str(flow_run.id),
+            tracking.SERVER_TAG: server_id(),
+            **({FLOW_RUN_LINK_TAG: address} if (address := str(flow_run.ui_url or "")).startswith("http") else {}),
+        }
     )
     version = registration.version
     known = "new" if registration.is_new else "this content was registered before"

@@ -43,6 +43,7 @@ EVALUATION_REPORT = Path("reports/evaluation.html")
 COMPARISON = Path("reports/comparison.json")  # compare, an effect: DVC knows nothing of these
 COMPARISON_REPORT = Path("reports/comparison.html")
 COMPARISON_SUMMARY = Path("reports/comparison.md")
+REVIEW = Path("reports/review.html")  # register, and `refit review`
 GOLDEN = Path("reports/golden.json")
 IMAGES = Path("reports/images.csv")
 

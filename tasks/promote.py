@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from refit import paths
 from refit.errors import EvidenceError, RefusedError, TrackingError
+from refit.files import publish_text
 from refit.gate import evidence, history
 from refit.gate.checks import Verdict
 from refit.gate.evidence import Bundle
@@ -26,10 +28,12 @@ from refit.gate.history import Move, Outcome, Timeline
 from refit.params import Register, load_params
 from refit.records import parse_record, read_record
 from refit.registry import releases, tracking, versions
+from refit.registry.origin import Origin, origin_of
 from refit.registry.probe import Bare, Packed, serving_check
 from refit.registry.provenance import doubt_of
 from refit.registry.records import CONTENT_TAG, Version
 from refit.registry.tracking import CHAMPION, EVIDENCE_TAG, PREVIOUS
+from refit.reports.review import review_page
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,22 @@ def review(number: str) -> Case:
     if found.content_digest != version.tags.get(CONTENT_TAG) or found.model_name != settings.model_name:
         raise EvidenceError(f"the evidence of {version.uri} is about another model")
     return case
+
+
+def where_from(case: Case) -> Origin:
+    """Commit, changes beside it, who and when, curves and links of a candidate."""
+    with _reading(case.version):
+        return origin_of(case.version, case.bundle, load_params().register)
+
+
+def page(case: Case) -> None:
+    """Write the reviewer's page, reports/review.html, from the comparison's page that the evidence names."""
+    settings, version = load_params().register, case.version
+    name = "comparison.html"
+    with _reading(version):
+        data = tracking.read_file(settings, f"runs:/{version.run_id}/evidence/{name}")
+    evidence.require_same_files({name: evidence.digest_of(data)}, {name: case.bundle.files[name]}, version.uri)
+    publish_text(paths.REVIEW, review_page(data.decode(), where_from(case)))
 
 
 def released(number: str) -> Case:
@@ -119,7 +139,12 @@ def objections(case: Case, champion: Version | None, rejection: Move | None) -> 
 
 
 def promote(
-    number: str, reason: str, seen: str | None = None, is_forced: bool = False, is_dry_run: bool = False
+    number: str,
+    reason: str,
+    seen: str | None = None,
+    is_forced: bool = False,
+    is_dry_run: bool = False,
+    through: str = "",
 ) -> Outcome:
     """Make a candidate the champion.
 
@@ -129,6 +154,7 @@ def promote(
         seen: digest of the evidence that the reviewer saw (its first 12 digits at least).
         is_forced: go on although the gate did not pass, or somebody rejected it; the reason is kept.
         is_dry_run: say what would happen, and change nothing.
+        through: what lends its account to the reviewer (see `Move`).
 
     Raises:
         RefusedError: it may not be promoted, or somebody else was faster.
@@ -144,7 +170,7 @@ def promote(
         return _finish(settings, past, champion, case, is_dry_run)
     against = objections(case, champion, history.rejection_of(past, case.version.uri, case.digest))
     _refuse(case, against, is_forced)
-    move = dataclasses.replace(move, is_forced=bool(against))
+    move = dataclasses.replace(move, is_forced=bool(against), through=through)
     plan = _plan(move, case)
     if is_dry_run:
         return dataclasses.replace(plan, is_dry_run=True)
@@ -153,13 +179,14 @@ def promote(
     return dataclasses.replace(plan, to=release.uri, move=done)
 
 
-def rollback(number: str | None, reason: str, is_dry_run: bool = False) -> Outcome:
+def rollback(number: str | None, reason: str, is_dry_run: bool = False, through: str = "") -> Outcome:
     """Make an earlier release the champion again; it must load and answer first.
 
     Args:
         number: of the released version; None: the one before (`previous`).
         reason: why.
         is_dry_run: check all of it, and change nothing.
+        through: as for `promote`.
 
     Raises:
         RefusedError: there is nothing to go back to.
@@ -174,14 +201,16 @@ def rollback(number: str | None, reason: str, is_dry_run: bool = False) -> Outco
         return _finish(settings, past, champion, released(target), is_dry_run)
     case = released(target)
     _require_answers(settings, case)
-    move = dataclasses.replace(_draft(settings, "rollback", reason, case, champion, False), to_version=target)
+    move = dataclasses.replace(
+        _draft(settings, "rollback", reason, case, champion, False), to_version=target, through=through
+    )
     plan = dataclasses.replace(_plan(move, case), to=case.version.uri)
     if is_dry_run:
         return dataclasses.replace(plan, is_dry_run=True)
     return dataclasses.replace(plan, move=_move_champion(settings, move))
 
 
-def reject(number: str, reason: str, seen: str | None = None, is_dry_run: bool = False) -> Outcome:
+def reject(number: str, reason: str, seen: str | None = None, is_dry_run: bool = False, through: str = "") -> Outcome:
     """Write down that a candidate is not wanted. Nothing that is served changes."""
     settings, case = load_params().register, review(number)
     _require_reason(reason)
@@ -189,11 +218,16 @@ def reject(number: str, reason: str, seen: str | None = None, is_dry_run: bool =
     champion = tracking.version_with_alias(settings, CHAMPION)
     if champion is not None and champion.tags.get(EVIDENCE_TAG) == case.digest:
         raise RefusedError(f"{case.version.uri} is the champion; `refit rollback` takes it back")
-    move = dataclasses.replace(_draft(settings, "reject", reason, case, champion, False), state="done")
+    move = dataclasses.replace(_draft(settings, "reject", reason, case, champion, False), state="done", through=through)
     known = history.rejection_of(releases.moves(settings), case.version.uri, case.digest)
     if not is_dry_run and known is None:
         releases.write_move(settings, move)
     return dataclasses.replace(_plan(known or move, case), is_dry_run=is_dry_run)
+
+
+def decision_on(case: Case) -> Move | None:
+    """What was decided on a candidate with the evidence that it has now; None: nothing yet."""
+    return history.decision_on(releases.moves(load_params().register), case.version.uri, case.digest)
 
 
 def past_decisions() -> Timeline:

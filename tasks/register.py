@@ -22,7 +22,7 @@ from refit import paths
 from refit.data.changes import flat
 from refit.data.summary import ValidationSummary
 from refit.errors import EvidenceError, WorkspaceError
-from refit.files import sha256_of_file, sha256_of_json
+from refit.files import publish_text, sha256_of_file, sha256_of_json
 from refit.gate import evidence
 from refit.gate.comparison import Compared, Comparison
 from refit.gate.evidence import Bundle, Digests
@@ -32,17 +32,24 @@ from refit.model.card import Card, read_card
 from refit.params import Params, as_dict, load_params, public, pure, training_digest
 from refit.records import as_plain, digest_of_record, read_record
 from refit.registry import packaging, releases, runs, tracking
+from refit.registry.origin import WHO_TAG, origin_of
 from refit.registry.probe import Packed, serving_check
-from refit.registry.provenance import Provenance, git_state
+from refit.registry.provenance import Provenance, git_branch, git_state
 from refit.registry.records import CONTENT_TAG, Record, Version
 from refit.reports.evaluation import evaluation_markdown
+from refit.reports.review import review_markdown, review_page
 from refit.reports.validation import validation_markdown
 from refit.scoring.evaluation import Evaluation
 
 _COMPARISON = (paths.COMPARISON, paths.COMPARISON_REPORT, paths.COMPARISON_SUMMARY)
 _REPORTS = (paths.VALIDATION_REPORT, paths.VALIDATION_SUMMARY, paths.EVALUATION_REPORT)
 _PLOTS = (paths.HISTORY, paths.CONFUSION_PLOT, paths.RELIABILITY_PLOT)
-_EVIDENCE = {"golden.json": paths.GOLDEN, "images.csv": paths.IMAGES, "comparison.html": paths.COMPARISON_REPORT}
+_EVIDENCE = {
+    "golden.json": paths.GOLDEN,
+    "images.csv": paths.IMAGES,
+    "comparison.html": paths.COMPARISON_REPORT,
+    "history.csv": paths.HISTORY,
+}
 """What goes with the bundle, and later into the release."""
 _LINEAGE = (paths.PARAMS, Path("dvc.yaml"), paths.LOCK, paths.BASE_CARD, paths.MODEL_CARD)
 
@@ -102,7 +109,10 @@ def register_candidate(extra_tags: Mapping[str, str] | None = None) -> Registrat
     def prove(model_uri: str, model: Path) -> bytes:
         return _prove(run, record, comparison, state, model_uri, model)
 
-    version, is_new = tracking.register(record, settings, prove)
+    def present(version: Version, bundle: bytes) -> tuple[str, Path]:
+        return _present(run, version, bundle)
+
+    version, is_new = tracking.register(record, settings, prove, present)
     return Registration(version, is_new, tracking.links(settings, version))
 
 
@@ -220,6 +230,19 @@ def _prove(run: _Run, record: Record, comparison: Comparison, state: Provenance,
     return evidence.canonical(bundle)
 
 
+def _present(run: _Run, version: Version, bundle: bytes) -> tuple[str, Path]:
+    """The version's description, and the reviewer's page, now that there is a number to write into them."""
+    settings = run.params.register
+    opened = evidence.opened(bundle, evidence.digest_of(bundle), version.uri)
+    origin = origin_of(version, opened, settings)
+    publish_text(paths.REVIEW, review_page(paths.COMPARISON_REPORT.read_text(encoding="utf-8"), origin))
+    return "\n\n".join((review_markdown(opened.comparison, origin, settings.model_name), *_about(run))), paths.REVIEW
+
+
+def _about(run: _Run) -> tuple[str, str]:
+    return evaluation_markdown(run.evaluation), validation_markdown(run.validation)
+
+
 def _require_what_was_sent(model_uri: str, model_files: Mapping[str, str], model: Path) -> None:
     """Weights and card are those of the workspace; the code is the one that its package's name says.
 
@@ -240,6 +263,8 @@ def _record(run: _Run, comparison: Comparison, state: Provenance, extra_tags: Ma
         runs.TRAINING_TAG: digest_of_record(card.lineage),
         "refit.weights_bytes": str(paths.MODEL_WEIGHTS.stat().st_size),
         "refit.python": platform.python_version(),
+        WHO_TAG: releases.actor(params.register),
+        **({tracking.BRANCH_TAG: branch} if (branch := git_branch()) else {}),
         **{f"refit.environment.{name}": str(value) for name, value in as_plain(card.environment).items()},
         **extra_tags,
     }
@@ -261,9 +286,7 @@ def _record(run: _Run, comparison: Comparison, state: Provenance, extra_tags: Ma
         card=paths.MODEL_CARD,
         example=Path(accepted["path"].iloc[0]).read_bytes(),
         dataset={"name": params.data.source, "digest": validation.data_digest, "source": params.data.source},
-        description="\n\n".join(
-            (paths.COMPARISON_SUMMARY.read_text(), evaluation_markdown(run.evaluation), validation_markdown(validation))
-        ),
+        description="\n\n".join((paths.COMPARISON_SUMMARY.read_text(), *_about(run))),
         comparison_digest=_comparison_digest(comparison),
         verdict={"refit.verdict": comparison.verdict, "refit.reasons": "; ".join(comparison.reasons)[:4000]},
     )

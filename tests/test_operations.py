@@ -138,18 +138,23 @@ def test_every_way_to_decide_moves_the_champion_and_is_told(
         assert result.exit_code == 0, result.output
         assert "nobody was told" not in result.output
 
-    number = candidate(0.7)
+    def evidence_of(number: str) -> str:
+        return review(number).digest
+
     monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    # Of a server with a password, which this one has not: tests/test_decisions.py.
+    monkeypatch.setattr(promote.forms, "require_allowed", lambda: "Prefect")
     with temporary_settings({PREFECT_API_URL: prefect_api}):
-        promote.promote(number, "by a form", is_dry_run=True)
+        number = candidate(0.7)
+        promote.promote(number, "by a form", evidence_of(number), is_dry_run=True)
         assert champion() is None
-        promote.promote(number, "by a form")
+        promote.promote(number, "by a form", evidence_of(number))
         assert "models:/pets/1 is the champion" in told()
-        promote.reject(candidate(0.8), "no")
+        number = candidate(0.8)
+        promote.reject(number, "no", evidence_of(number))
         assert champion().version == "1"
         number = candidate(0.9)
-        evidence = review(number).digest
-        decide("promote", number, "--reason", "by a command", "--evidence", evidence)
+        decide("promote", number, "--reason", "by a command", "--evidence", evidence_of(number))
         assert "by a command" in told(), "and not of the rejection, nor of the trial"
         promote.rollback("by a form again")
         assert "by a form again" in told()

@@ -3,6 +3,7 @@ repository, a DVC remote folder, data imported from a bucket (a folder). One sto
 commands of docs/operations.md.
 """
 
+import datetime
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import pytest
 
 from .conftest import ROOT, change_params, draw, write_image_folder
 from .pages import command, commands, filled
-from .services import dvc, environment, origin, prefect_api, run
+from .services import dvc, environment, origin, prefect_api, refit, run
 
 __all__ = ["origin", "prefect_api"]  # fixtures
 
@@ -357,22 +358,42 @@ def test_a_container_that_is_stopped_saves_the_state_and_cancelling_stops_the_tr
     ]
 
 
-def test_an_approval_waits_without_a_process_and_is_carried_out(team: Team, first: dict[str, Any]) -> None:
-    """The form of the suspended run is answered; a worker takes it up again and promotes."""
+def test_an_approval_waits_until_a_reviewer_decides_in_the_registry(team: Team, first: dict[str, Any]) -> None:
+    """No process waits; whoever reaches Prefect only makes it look again. [A bare request moved the champion.]"""
     import mlflow
 
     team.start_worker("review-1", "review")
-    deployment = team.api("deployments/filter", flows={"name": {"any_": ["approve"]}})[0]["id"]
-    asked = {"parameters": {"version": "1"}, "state": {"type": "SCHEDULED"}}
-    run_id = str(team.api(f"deployments/{deployment}/create_flow_run", **asked)["id"])
-    team.wait(lambda: team.state(run_id)["type"] == "PAUSED", "the form")
-    team.wait(lambda: len(_family(team.workers["review-1"].pid)) == 1, "the process of the run to be gone")
     client = mlflow.MlflowClient(team.env["MLFLOW_TRACKING_URI"])
+
+    def ask(flow: str, **parameters: Any) -> str:
+        deployment = team.api("deployments/filter", flows={"name": {"any_": [flow]}})[0]["id"]
+        asked = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return str(team.api(f"deployments/{deployment}/create_flow_run", **asked)["id"])
+
+    def waits(after: int) -> bool:
+        run = team.api("flow_runs/filter", flow_runs={"id": {"any_": [run_id]}})[0]
+        return run["run_count"] > after and run["state"]["name"] == "AwaitingDecision"
+
+    run_id = ask("approve", version="1", look_every_minutes=60)
+    team.wait(lambda: waits(0), "the first look")
+    team.wait(lambda: len(_family(team.workers["review-1"].pid)) == 1, "the process of the run to be gone")
+    artifacts = team.api("artifacts/filter", flow_runs={"id": {"any_": [run_id]}})
+    (shown,) = [entry["data"] for entry in artifacts if entry["key"] == "decision"]
+    digest = client.get_model_version("pets-candidates", "1").tags["refit.evidence"]
+    assert f"refit promote 1 --evidence {digest[:12]}" in shown
+    answer = {"decision": "promote", "reason": "x", "evidence": digest, "reviewer": "ann", "is_forced": True}
+    assert team.api(f"flow_runs/{run_id}/resume", run_input=answer)["status"] in ("REJECT", "ABORT")
+    now = {"type": "SCHEDULED", "state_details": {"scheduled_time": datetime.datetime.now(datetime.UTC).isoformat()}}
+    team.api(f"flow_runs/{run_id}/set_state", state=now, force=True)
+    team.wait(lambda: waits(1), "another look")
+    forced = ask("promote", version="1", reason="x", evidence=digest, is_forced=True)
+    assert team.finish(forced)["type"] == "FAILED"
+    assert "nothing is decided from Prefect" in team.logs(forced)
     assert not client.search_registered_models("name='pets'"), "nothing is decided yet"
-    answer = {"decision": "promote", "reason": "first of all", "reviewer": "ann", "is_forced": True}
-    team.api(f"flow_runs/{run_id}/resume", run_input=answer)
-    assert team.finish(run_id)["type"] == "COMPLETED", team.logs(run_id)
-    champion = client.get_model_version_by_alias("pets", "champion")
-    assert str(champion.version) == "1"
-    history = client.get_registered_model("pets").tags.values()
-    assert [entry for entry in history if "first of all (ann, in Prefect)" in entry]
+    said = refit("promote", "1", "--reason", "it is good", "--evidence", digest[:12], "--force",
+                 cwd=team.folder / "seed", env=team.env)  # fmt: skip
+    assert "models:/pets/1 is the champion" in said
+    team.api(f"flow_runs/{run_id}/set_state", state=now, force=True)
+    state = team.finish(run_id)
+    assert (state["type"], state["name"]) == ("COMPLETED", "Promoted"), team.logs(run_id)
+    assert "it is good" in state["message"]

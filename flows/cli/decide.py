@@ -44,14 +44,19 @@ def compare(as_json: bool) -> None:
 @click.argument("version")
 @JSON
 def review(version: str, as_json: bool) -> None:
-    """Show the evidence of candidate VERSION: verdict, comparison, digest, and where the page is."""
+    """Show candidate VERSION: verdict, comparison, where it came from, digest; reports/review.html has the pictures."""
+    from refit import paths
+    from tasks.promote import page, where_from
     from tasks.promote import review as look
 
     case = look(version)
     if as_json:
-        print_json({"version": case.version.uri, "digest": case.digest, "evidence": case.bundle})
+        shown = {"version": case.version.uri, "digest": case.digest, "evidence": case.bundle}
+        print_json({**shown, "origin": where_from(case)})
     else:
+        page(case)
         _show(case)
+        click.echo(f"\nPage      {paths.REVIEW}")
 
 
 @click.command()
@@ -219,19 +224,15 @@ def _seen(version: str, seen: str | None, is_dry_run: bool, question: str) -> st
 
 def _show(case: "Case", err: bool = False) -> None:
     from refit.params import load_params
-    from refit.registry import tracking
     from refit.registry.access import rights_note
-    from refit.reports.comparison import comparison_markdown
+    from refit.reports.review import review_markdown
+    from tasks.promote import where_from
 
     settings = load_params().register
-    click.echo(comparison_markdown(case.bundle.comparison, settings.model_name), err=err)
-    click.echo(f"\nVersion   {case.version.uri}, commit {case.bundle.git.commit[:12]}", err=err)
-    click.echo(f"Evidence  {case.digest[:12]} (reports/comparison.html of its run shows pictures)", err=err)
-    for name, address in tracking.links(settings, case.version).items():
-        click.echo(f"{name.capitalize():<10}{address}", err=err)
+    click.echo(review_markdown(case.bundle.comparison, where_from(case), settings.model_name), err=err)
     note = rights_note(settings)
     if note:
-        click.echo(f"Rights    {note}", err=err)
+        click.echo(f"\nRights    {note}", err=err)
 
 
 def _report(outcome: "Outcome", as_json: bool) -> None:

@@ -33,6 +33,7 @@ class Move:
     evidence: str  # digest of the bundle that was decided on
     verdict: str  # the gate's
     is_forced: bool = False
+    through: str = ""  # what carried it out with an account that is not the reviewer's own; empty: nothing
 
     @property
     def moves_champion(self) -> bool:
@@ -105,6 +106,13 @@ def claims(moves: Iterable[Move], now: datetime.datetime) -> list[Move]:
     return [move for move in moves if move.state == "begun" and move.when > oldest]
 
 
+def decision_on(moves: Iterable[Move], candidate: str, evidence: str) -> Move | None:
+    """The last promotion or rejection of a candidate with this evidence that was carried out."""
+    kinds = ("promote", "reject")
+    found = [move for move in moves if move.kind in kinds and move.state == "done" and move.candidate == candidate]
+    return next((move for move in reversed(found) if move.evidence == evidence), None)
+
+
 def rejection_of(moves: Iterable[Move], candidate: str, evidence: str) -> Move | None:
     """The rejection of a candidate with this evidence, if it was rejected."""
     found = [move for move in moves if move.kind == "reject" and move.state == "done" and move.candidate == candidate]
@@ -168,6 +176,10 @@ def _note(move: Move) -> str:
         return "begun and not finished; the same command again finishes it"
     if move.state == "overtaken":
         return "the champion was moved by somebody else at the same time"
-    if not move.is_forced:
-        return ""
-    return _AGAINST_THE_GATE if move.verdict != "pass" else "although its commit or a rejection spoke against it"
+    notes = []
+    if move.through:
+        notes.append(f"through {move.through}, by whoever reached it, with this account")
+    if move.is_forced:
+        against = "although its commit or a rejection spoke against it"
+        notes.append(_AGAINST_THE_GATE if move.verdict != "pass" else against)
+    return "; ".join(notes)

@@ -5,6 +5,7 @@ __all__ = [
     "champion",
     "live",
     "local_registry",
+    "origin",
     "packaging",
     "probe",
     "provenance",

@@ -102,6 +102,14 @@ def untracked_source() -> list[str]:
     return sorted(path for path in found if _INSTALLED not in Path(path).parts)
 
 
+def git_branch() -> str | None:
+    """The present branch; None: a commit without one, or no repository."""
+    try:
+        return _git("symbolic-ref", "--quiet", "--short", "HEAD").decode().strip()
+    except (WorkspaceError, UnicodeDecodeError):
+        return None
+
+
 def _is_in_repository() -> bool:
     """Looked for without git, whose "not a git repository" is also what it says of a damaged one."""
     folders = (Path.cwd(), *Path.cwd().parents)

@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
-from ..errors import TrackingError, TrackingUnavailableError
 from ..gate import evidence
 from ..params import Register, without_credentials
 from . import local_registry
 from .claims import claimed
 from .dataset import as_dataset
 from .experiments import experiment_id
+from .failures import translated
 from .packaging import packed
 from .records import CONTENT_TAG, Record, Version
 from .registered_models import create_model, registered_model
@@ -36,8 +35,10 @@ COMPARISON_TAG = "refit.comparison"
 FLOW_RUN_TAG, SERVER_TAG = "prefect.flow_run_id", "prefect.server_id"
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
+BRANCH_TAG = "refit.git_branch"
 _COMMIT_TAGS = ("refit.git_commit", "refit.git_dirty", "refit.dvc_lock_sha256")
 _MODEL_TAG = "refit.model_uri"
+_NOTE_TAG = "mlflow.note.content"  # the description of a run
 _WAY_OUT = (
     "Nothing that was trained is lost: it is in models/, and `refit register` completes the registration once the "
     "server answers"
@@ -76,7 +77,12 @@ def model_of_alias(settings: Register, alias: str) -> str:
     return candidates(settings) if alias == CANDIDATE else settings.model_name
 
 
-def register(record: Record, settings: Register, prove: Callable[[str, Path], bytes]) -> tuple[Version, bool]:
+def register(
+    record: Record,
+    settings: Register,
+    prove: Callable[[str, Path], bytes],
+    present: Callable[[Version, bytes], tuple[str, Path]],
+) -> tuple[Version, bool]:
     """Log a run and register its model as a candidate; give the version and whether it is new.
 
     The same content gives the same version. A registration that was interrupted is completed, and one whose
@@ -87,12 +93,14 @@ def register(record: Record, settings: Register, prove: Callable[[str, Path], by
         settings: where.
         prove: called with the address of the logged model and a folder with what came back from MLflow; gives the
             evidence. Without it there is no version.
+        present: called with the version and its evidence; gives its description and a page for the run, which thus
+            may name the version's number.
     """
     name = candidates(settings)
     with connected(settings) as client:
         create_model(client, name)
         with claimed(client, name, record.content_digest) as renew:
-            return _register(client, record, settings, prove, renew)
+            return _register(client, record, settings, prove, present, renew)
 
 
 def _register(
@@ -100,21 +108,25 @@ def _register(
     record: Record,
     settings: Register,
     prove: Callable[[str, Path], bytes],
+    present: Callable[[Version, bytes], tuple[str, Path]],
     renew: Callable[[], None],
 ) -> tuple[Version, bool]:
     name = candidates(settings)
     found = _find_version(client, name, CONTENT_TAG, record.content_digest)
     if is_new := found is None:
         run_id, model_uri = _log_run(client, record, settings)
-        digest = _log_evidence(client, run_id, _proven(model_uri, prove))
+        bundle = _proven(model_uri, prove)
+        digest = _log_evidence(client, run_id, bundle)
         renew()
         found = _find_version(
             client, name, CONTENT_TAG, record.content_digest
         )  # of somebody who took this process for dead
         is_new = found is None
         found = found or _create_version(client, record, name, run_id, model_uri, digest)
+        if found.tags[EVIDENCE_TAG] == digest:
+            _present(client, found, bundle, present)
     elif found.tags.get(COMPARISON_TAG) != record.comparison_digest or _is_cleaner(record, found):
-        _renew_evidence(client, record, found, prove)
+        _renew_evidence(client, record, found, prove, present)
     aliased = _alias(client, name, CANDIDATE)
     if aliased is None or aliased.version != found.version:
         client.set_registered_model_alias(name, CANDIDATE, found.version)
@@ -222,52 +234,7 @@ def connected(settings: Register, way_out: str = _WAY_OUT) -> Iterator["MlflowCl
         mlflow.set_tracking_uri(uri)
         yield mlflow.MlflowClient()
     except (MlflowException, OSError, SQLAlchemyError) as error:  # OSError: requests' errors, and a disk's
-        raise _translated(
-            error, uri, way_out
-        ) from None  # not chained: its message may hold the password of the address
-
-
-def _translated(error: Exception, uri: str, way_out: str) -> TrackingError:
-    from mlflow.exceptions import MlflowException
-
-    address, reason = without_credentials(uri), _without_password(_reason(error), uri)
-    if isinstance(error, MlflowException):
-        status = error.get_http_status_code()
-        is_refusal = status < 500 and error.error_code != "REQUEST_LIMIT_EXCEEDED"
-    else:  # files travel past MLflow's own error handling
-        status = getattr(getattr(error, "response", None), "status_code", 500)
-        is_refusal = isinstance(error, FileNotFoundError) or status < 500
-    if is_refusal:
-        return TrackingError(f"MLflow at {address} refused: {reason}{_who_helps(status, reason)}")
-    return TrackingUnavailableError(f"MLflow at {address} failed: {reason}. {way_out}")
-
-
-def _who_helps(status: int, reason: str) -> str:
-    """The command that gives a missing right. MLflow wraps some refusals in another error: then the words tell."""
-    account = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    if status == 401 or "Unauthorized" in reason:
-        return "; log in with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    if status == 403 or "PERMISSION_DENIED" in reason:
-        return (
-            f"; {account or 'this account'} has no right to it: an administrator gives it by `refit access grant "
-            f"--pipeline {account or 'NAME'}` (who trains) or `--reviewer {account or 'NAME'}` (who decides)"
-        )
-    return ""
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if "Max retries exceeded" in text:
-        return f"no connection ({text.rsplit('Caused by ', 1)[-1].strip('()')})"
-    return text if len(text) <= 300 else f"{text[:300]}…"
-
-
-def _without_password(text: str, uri: str) -> str:
-    parts = urlsplit(uri)
-    secrets = {part for raw in (parts.password, parts.query) if raw for part in (raw, unquote(raw))}
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "…")
-    return text
+        raise translated(error, uri, way_out) from None  # not chained: its message may hold the password of the address
 
 
 def _find_version(client: "MlflowClient", name: str, tag: str, value: str) -> "ModelVersion | None":
@@ -338,8 +305,24 @@ def _log_evidence(client: "MlflowClient", run_id: str, bundle: bytes) -> str:
     return digest
 
 
+def _present(
+    client: "MlflowClient",
+    found: "ModelVersion",
+    bundle: bytes,
+    present: Callable[[Version, bytes], tuple[str, Path]],
+) -> None:
+    description, page = present(as_version(found), bundle)
+    client.log_artifact(found.run_id, str(page), "reports")
+    client.set_tag(found.run_id, _NOTE_TAG, description)
+    client.update_model_version(found.name, found.version, description)
+
+
 def _renew_evidence(
-    client: "MlflowClient", record: Record, found: "ModelVersion", prove: Callable[[str, Path], bytes]
+    client: "MlflowClient",
+    record: Record,
+    found: "ModelVersion",
+    prove: Callable[[str, Path], bytes],
+    present: Callable[[Version, bytes], tuple[str, Path]],
 ) -> None:
     """The same content against another champion, or now from a clean commit: new files beside the old ones, then the
     tags that name them."""
@@ -347,11 +330,15 @@ def _renew_evidence(
         for file in files:
             client.log_artifact(found.run_id, str(file), folder or None)
     model_uri = client.get_run(found.run_id).data.tags[_MODEL_TAG]
-    digest = _log_evidence(client, found.run_id, _proven(model_uri, prove))
-    client.update_model_version(found.name, found.version, record.description)
-    commit = {tag: record.tags[tag] for tag in _COMMIT_TAGS} if _is_cleaner(record, found) else {}
+    bundle = _proven(model_uri, prove)
+    digest = _log_evidence(client, found.run_id, bundle)
+    commit = {}
+    if _is_cleaner(record, found):
+        commit = {tag: record.tags[tag] for tag in (*_COMMIT_TAGS, BRANCH_TAG) if tag in record.tags}
     for name, value in commit.items():
         client.set_tag(found.run_id, name, value)
+    found.tags.update({EVIDENCE_TAG: digest, **commit})
+    _present(client, found, bundle, present)
     # The commit last: what breaks off before it is seen by `_is_cleaner`, and done again.
     tags = {**record.verdict, EVIDENCE_TAG: digest, COMPARISON_TAG: record.comparison_digest, **commit}
     for name, value in tags.items():

@@ -4,4 +4,4 @@ Everything here is a pure function of what it is given: no clock, no machine, no
 same run gives the same bytes. Values are escaped by Jinja; a page loads nothing from elsewhere.
 """
 
-__all__ = ["comparison", "difference", "disagreements", "evaluation", "validation"]
+__all__ = ["comparison", "difference", "disagreements", "evaluation", "review", "validation"]
