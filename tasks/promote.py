@@ -24,7 +24,7 @@ from refit.gate import evidence, history
 from refit.gate.checks import Verdict
 from refit.gate.evidence import Bundle
 from refit.gate.golden import Golden
-from refit.gate.history import Move, Outcome, Timeline
+from refit.gate.history import Entry, Move, Outcome, Timeline
 from refit.params import Register, load_params
 from refit.records import parse_record, read_record
 from refit.registry import releases, tracking, versions
@@ -166,7 +166,8 @@ def promote(
     _require_seen(case, seen)
     past, champion = releases.moves(settings), releases.champion(settings)
     move = _draft(settings, "promote", reason, case, champion, is_forced)
-    if champion is not None and champion.tags.get(EVIDENCE_TAG) == case.digest:
+    if _is_release_of(champion, case):
+        assert champion is not None
         return _finish(settings, past, champion, case, is_dry_run)
     against = objections(case, champion, history.rejection_of(past, case.version.uri, case.digest))
     _refuse(case, against, is_forced)
@@ -195,7 +196,7 @@ def rollback(number: str | None, reason: str, is_dry_run: bool = False, through:
     settings = load_params().register
     _require_reason(reason)
     champion = tracking.version_with_alias(settings, CHAMPION)
-    target = _target(settings, number)
+    target = _target(settings, number, champion)
     if champion is not None and champion.version == target:
         past = releases.moves(settings)
         return _finish(settings, past, champion, released(target), is_dry_run)
@@ -216,7 +217,7 @@ def reject(number: str, reason: str, seen: str | None = None, is_dry_run: bool =
     _require_reason(reason)
     _require_seen(case, seen)
     champion = tracking.version_with_alias(settings, CHAMPION)
-    if champion is not None and champion.tags.get(EVIDENCE_TAG) == case.digest:
+    if _is_release_of(champion, case):
         raise RefusedError(f"{case.version.uri} is the champion; `refit rollback` takes it back")
     move = dataclasses.replace(_draft(settings, "reject", reason, case, champion, False), state="done", through=through)
     known = history.rejection_of(releases.moves(settings), case.version.uri, case.digest)
@@ -235,12 +236,21 @@ def past_decisions() -> Timeline:
     settings = load_params().register
     champion = tracking.version_with_alias(settings, CHAMPION)
     previous = tracking.version_with_alias(settings, PREVIOUS)
+    number = None if champion is None else champion.version
     return Timeline(
         model_name=settings.model_name,
         champion=None if champion is None else champion.uri,
         previous=None if previous is None else previous.uri,
-        entries=history.timeline(releases.moves(settings), None if champion is None else champion.version),
+        entries=_with_copy_named(history.timeline(releases.moves(settings), number), champion),
     )
+
+
+def _with_copy_named(entries: tuple[Entry, ...], champion: Version | None) -> tuple[Entry, ...]:
+    """The last move past Refit, if it was to a version that is no release."""
+    if champion is None or releases.CANDIDATE_TAG in champion.tags or not entries or entries[-1].move.kind != "outside":
+        return entries
+    copied = f"{entries[-1].note}; {champion.uri} is a copy made in MLflow, whose files the pipeline may overwrite"
+    return (*entries[:-1], dataclasses.replace(entries[-1], note=copied))
 
 
 # What must hold before
@@ -271,9 +281,19 @@ def _refuse(case: Case, against: list[Objection], is_forced: bool) -> None:
         raise RefusedError(f"{case.version.uri} is not promoted: {reasons}{way_out}")
 
 
-def _target(settings: Register, number: str | None) -> str:
+def _is_release_of(champion: Version | None, case: Case) -> bool:
+    """Whether the champion was made of this case by Refit; a copy that somebody made in MLflow was not."""
+    tags = {} if champion is None else champion.tags
+    return tags.get(EVIDENCE_TAG) == case.digest and releases.CANDIDATE_TAG in tags
+
+
+def _target(settings: Register, number: str | None, champion: Version | None) -> str:
+    """The version before the present champion; where that was put there past Refit, the last that was decided on."""
     if number is not None:
         return number
+    present = None if champion is None else champion.version
+    if overtaken := history.overtaken_champion(releases.moves(settings), present):
+        return overtaken
     previous = tracking.version_with_alias(settings, PREVIOUS)
     if previous is None:
         raise RefusedError(f"there is no version before the present champion of {settings.model_name}; name one: --to")

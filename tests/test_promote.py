@@ -273,6 +273,36 @@ def test_moves_past_refit_are_shown(passing: Path) -> None:
     assert kinds == [("promote", "1"), ("promote", "2"), ("outside", "1"), ("rollback", "2")]
 
 
+def test_a_copy_made_in_mlflows_pages_is_recognised_and_every_command_still_works(passing: Path) -> None:
+    """[`refit diff` ended with 9 and a wrong message, and `rollback` went to the release before the last.]"""
+    from refit.registry.versions import difference
+
+    promote.promote(candidate(0.7), "first")
+    promote.promote(candidate(0.8), "second")
+    number = candidate(0.9)
+    with tracking.connected(load_params().register) as mlflow:
+        copied = mlflow.copy_model_version(f"models:/pets-candidates/{number}", "pets")
+        mlflow.set_registered_model_alias("pets", "champion", copied.version)
+    assert champion().version == "3"
+    assert difference("champion", "1").first == "models:/pets/3"
+    assert difference("previous", "champion").second == "models:/pets/3"
+    last = promote.past_decisions().entries[-1]
+    assert (last.move.kind, last.move.to_version) == ("outside", "3")
+    assert "is a copy made in MLflow" in last.note
+    assert compare().champion is not None
+    with pytest.raises(EvidenceError, match="was copied past Refit and is no release"):
+        promote.rollback("3", "x", is_dry_run=True)
+    with pytest.raises(RefusedError, match="the champion changed since the comparison"):
+        promote.promote(number, "the same, but as a release")
+    promote.rollback(None, "who did that?")
+    assert (champion().version, previous().version) == ("2", "3")
+    assert compare().champion is not None
+    assert register_candidate().version.version == number
+    assert promote.promote(number, "now as a release").to == "models:/pets/4"
+    kinds = [(entry.move.kind, entry.move.to_version) for entry in promote.past_decisions().entries]
+    assert kinds == [("promote", "1"), ("promote", "2"), ("outside", "3"), ("rollback", "2"), ("promote", "4")]
+
+
 # Faults
 
 

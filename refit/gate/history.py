@@ -141,6 +141,16 @@ def last_champion(moves: Iterable[Move]) -> str | None:
     return None if last is None else last.to_version
 
 
+def overtaken_champion(moves: Iterable[Move], champion: str | None) -> str | None:
+    """The number of the champion that a move past Refit replaced; None: nobody moved it past Refit.
+
+    Args:
+        champion: the number of the present one.
+    """
+    last = last_champion(moves)
+    return None if last == champion else last
+
+
 def _last_decision(moves: Iterable[Move]) -> Move | None:
     return next((move for move in reversed(list(moves)) if move.moves_champion and move.state == "done"), None)
 

@@ -140,7 +140,9 @@ def _released(client: "MlflowClient", settings: Register, candidate: Version) ->
     found = [
         version
         for version in client.search_model_versions(asked)
-        if version.status == "READY" and version.tags.get(EVIDENCE_TAG) == candidate.tags[EVIDENCE_TAG]
+        if version.status == "READY"
+        and version.tags.get(EVIDENCE_TAG) == candidate.tags[EVIDENCE_TAG]
+        and CANDIDATE_TAG in version.tags  # else somebody copied it past Refit
     ]
     return min(found, key=lambda version: int(version.version), default=None)
 
@@ -222,6 +224,11 @@ def released_version(settings: Register, number: str) -> Version:
         found = as_version(client.get_model_version(settings.model_name, number))
     if EVIDENCE_TAG not in found.tags:
         raise EvidenceError(f"{found.uri} has no evidence; it was not promoted by Refit")
+    if CANDIDATE_TAG not in found.tags:
+        raise EvidenceError(
+            f"{found.uri} was copied past Refit and is no release: its files are the candidate's, which the pipeline's "
+            "account may overwrite; promote the candidate instead"
+        )
     return found
 
 

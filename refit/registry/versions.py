@@ -60,7 +60,7 @@ def bundle_of(version: Version, settings: Register) -> Bundle:
     digest = version.tags.get(EVIDENCE_TAG)
     if not digest:
         raise EvidenceError(f"{version.uri} has no evidence; it was not made by Refit")
-    name = digest if _is_candidate(version, settings) else "evidence"
+    name = "evidence" if _is_release(version, settings) else digest
     data = tracking.read_file(settings, f"{_place(version, settings)}/{name}.json")
     return evidence.opened(data, digest, version.uri)
 
@@ -116,13 +116,14 @@ def _data_digests(bundle: Bundle) -> dict[str, str]:
     return dict(zip(_DATA, (bundle.lineage.weights_sha256, bundle.lineage.card_sha256), strict=True))
 
 
-def _is_candidate(version: Version, settings: Register) -> bool:
-    return version.model_name == tracking.candidates(settings)
+def _is_release(version: Version, settings: Register) -> bool:
+    """A candidate that somebody copied in MLflow's pages ("Promote model") is none: its files are the candidate's."""
+    return version.model_name != tracking.candidates(settings) and releases.CANDIDATE_TAG in version.tags
 
 
 def _place(version: Version, settings: Register) -> str:
     """Where the evidence lies: with the run of a candidate, in the files of a release."""
-    return f"runs:/{version.run_id}/evidence" if _is_candidate(version, settings) else f"{version.uri}/refit"
+    return f"{version.uri}/refit" if _is_release(version, settings) else f"runs:/{version.run_id}/evidence"
 
 
 @dataclass(frozen=True)
