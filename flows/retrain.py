@@ -31,6 +31,7 @@ from refit.data.changes import changes_markdown
 from refit.data.summary import ValidationSummary
 from refit.errors import DataError, TrackingError, TrackingUnavailableError, WorkspaceError
 from refit.files import sha256_of_file
+from refit.gate.comparison import Comparison
 from refit.locks import one_at_a_time
 from refit.params import Params, load_params, moves
 from refit.records import as_plain, read_record
@@ -311,11 +312,14 @@ def _headline() -> str:
 
 def _summary(registration: Registration) -> dict[str, Any]:
     version = registration.version
+    comparison = read_record(paths.COMPARISON, Comparison, WorkspaceError)
     return {
         **{name: value for name, value in asdict(version).items() if name in ("model_name", "version", "run_id")},
         "uri": version.uri,
         "is_new": registration.is_new,
         "git_commit": version.tags["refit.git_commit"],
         "links": dict(registration.links),
+        "gate": {"verdict": comparison.verdict, "reasons": list(comparison.reasons)},
+        "page": paths.REVIEW.as_posix(),
         "overall": as_plain(read_record(paths.EVALUATION, Evaluation, WorkspaceError))["overall"],
     }

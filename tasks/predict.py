@@ -1,15 +1,23 @@
 """Labels for files: what `refit predict` does."""
 
+import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from refit import modality, paths
-from refit.errors import DataError
 from refit.params import load_params
 from refit.registry import versions
 from refit.registry.probe import Bare
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from refit.model.classifier import Classifier
+
+_FILES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -21,32 +29,58 @@ class Prediction:
     probabilities: dict[str, float]
 
 
-def predict_files(files: Sequence[Path], uri: str | None) -> list[Prediction]:
-    """What a model says of each file.
+@dataclass(frozen=True)
+class Failure:
+    """A file that cannot be read as an example."""
+
+    reason: str
+
+
+def predict_files(files: Iterable[Path], uri: str | None) -> Iterator[tuple[Path, Prediction | Failure]]:
+    """What a model says of each file, in their order; a bad one costs the others nothing.
 
     Args:
         files: examples, each a file.
         uri: a version in MLflow, as people call it; None for the model in models/.
 
     Raises:
-        DataError: a file is missing or cannot be read as an example.
-        CheckpointError, TrackingError: the model cannot be loaded.
+        CheckpointError, TrackingError: the model cannot be loaded; it is not before a file could be read.
     """
-    modality_name = load_params().data.modality
-    contents = [_read(file, modality_name) for file in files]  # mistakes are named before a model is loaded
+    modality_name, waiting = load_params().data.modality, iter(files)
     with tempfile.TemporaryDirectory(prefix="refit-model-") as folder:
-        model = Bare(paths.MODEL_WEIGHTS, paths.MODEL_CARD) if uri is None else _fetch(uri, Path(folder))
-        from refit.model.classifier import Classifier
+        classifier: Classifier | None = None
+        while batch := list(itertools.islice(waiting, _FILES_AT_ONCE)):
+            read = [(file, _read(file, modality_name)) for file in batch]
+            contents = [content for _, content in read if isinstance(content, bytes)]
+            if contents and classifier is None:
+                classifier = _load(uri, Path(folder))
+            rows = iter(classifier.predict(contents) if classifier and contents else ())
+            for file, content in read:
+                if isinstance(content, Failure):
+                    yield file, content
+                else:
+                    assert classifier is not None
+                    yield file, _prediction(classifier.classes, next(rows))
 
-        classifier = Classifier.load(model.weights, model.card)
-    return [
-        Prediction(
-            classifier.classes[int(row.argmax())],
-            float(row.max()),
-            dict(zip(classifier.classes, map(float, row), strict=True)),
-        )
-        for row in classifier.predict(contents)
-    ]
+
+def examples_in(path: Path) -> list[Path]:
+    """A file, or all files below a folder, sorted; hidden ones are left out."""
+    if not path.is_dir():
+        return [path]
+    found = (file for file in path.rglob("*") if file.is_file())
+    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts))
+
+
+def _prediction(classes: Sequence[str], row: "np.ndarray") -> Prediction:
+    probabilities = dict(zip(classes, map(float, row), strict=True))
+    return Prediction(classes[int(row.argmax())], float(row.max()), probabilities)
+
+
+def _load(uri: str | None, folder: Path) -> "Classifier":
+    model = Bare(paths.MODEL_WEIGHTS, paths.MODEL_CARD) if uri is None else _fetch(uri, folder)
+    from refit.model.classifier import Classifier
+
+    return Classifier.load(model.weights, model.card)
 
 
 def _fetch(uri: str, folder: Path) -> Bare:
@@ -56,14 +90,12 @@ def _fetch(uri: str, folder: Path) -> Bare:
     return versions.fetch_bare(version, versions.bundle_of(version, settings), settings, folder)
 
 
-def _read(file: Path, modality_name: str) -> bytes:
+def _read(file: Path, modality_name: str) -> bytes | Failure:
     """The bytes of a file that the modality can read."""
     try:
         error = modality.files(modality_name).inspect(file).error
-        if error is not None:
-            raise DataError(f"{file}: {error}")
-        return file.read_bytes()
+        return file.read_bytes() if error is None else Failure(f"{file}: {error}")
     except OSError as problem:
-        raise DataError(f"{file} cannot be read: {problem.strerror}") from None
+        return Failure(f"{file} cannot be read: {problem.strerror}")
     except MemoryError:
-        raise DataError(f"{file}: not enough memory to read it") from None
+        return Failure(f"{file}: not enough memory to read it")

@@ -113,6 +113,37 @@ def test_predict_names_the_file_that_is_no_image(here: Path, content: bytes | No
     assert expected in result.stderr
 
 
+def test_predict_takes_folders_lists_and_standard_input_and_one_bad_file_costs_the_others_nothing(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.cli._STARTED_IN", trained)
+    folder = trained / "some"
+    (folder / "deep").mkdir(parents=True)
+    for number, name in enumerate(("b.png", "deep/a.png", "deep/c.png")):
+        draw(number).save(folder / name)
+    (folder / "broken.png").write_text("no image")
+    (folder / ".hidden").write_text("left out")
+    (trained / "list").write_text("some/b.png\nsome/deep/a.png\n")
+
+    result = call("predict", "some", "--json", "--probabilities")
+    assert result.exit_code == 3
+    found = json.loads(result.stdout)
+    assert [Path(entry["file"]).name for entry in found] == ["b.png", "broken.png", "a.png", "c.png"]
+    assert "not an image (text)" in found[1]["error"]
+    assert sum(found[0]["probabilities"].values()) == pytest.approx(1)
+    assert result.stderr.splitlines()[-1] == "error: 1 of 4 files could not be labelled"
+    assert "broken.png: not an image (text)" in result.stderr
+
+    rows = call("predict", "--list", "list", "--csv", "--probabilities").stdout.splitlines()
+    assert rows[0] == "file,label,probability,cat,dog"
+    assert len(rows) == 3
+    assert call("predict", "some/b.png", "--csv").stdout.splitlines()[0] == "file,label,probability"
+    given = CliRunner().invoke(main, ["predict", "-"], input=(folder / "b.png").read_bytes())
+    assert given.exit_code == 0, given.output
+    assert given.stdout.split("\t")[:2] == ["-", found[0]["label"]]
+    assert call("predict").exit_code == 2
+
+
 def test_predict_without_a_model_says_how_to_get_one(here: Path) -> None:
     draw(1).save(here / "a.png")
     result = call("predict", "a.png")

@@ -50,6 +50,18 @@ def json_of(*arguments: str, cwd: Path, env: dict[str, str], expected: int = 0) 
     return json.loads(done.stdout)
 
 
+def test_the_end_of_a_retraining_says_the_verdict_and_where_to_look(story: tuple[Path, Any, Any]) -> None:
+    folder, _, said = story
+    comparison = json.loads((folder / "reports" / "comparison.json").read_text())
+    assert said["second"]["gate"] == {"verdict": comparison["verdict"], "reasons": comparison["reasons"]}
+    page = (folder / said["second"]["page"]).read_text()
+    assert f"refit promote 2 --evidence {said['digest'][:12]}" in page
+    assert said["second"]["git_commit"] in page
+    assert "clean: the code that ran is that of the commit" in page
+    assert 'id="curves"' in page
+    assert "VERSION" not in page
+
+
 def test_the_candidate_was_compared_with_the_champion_by_its_own_code(story: tuple[Path, Any, Any]) -> None:
     folder, env, said = story
     comparison = json.loads((folder / "reports" / "comparison.json").read_text())
@@ -60,7 +72,10 @@ def test_the_candidate_was_compared_with_the_champion_by_its_own_code(story: tup
     assert comparison["overall"]["champion"]["accuracy"]["value"] == pytest.approx(first), "as it was measured then"
     assert comparison["changes"]["params"] == {"gate.min_accuracy": [0.8, 0.5], "seed": [17, SEED_OF_ANOTHER]}
     assert comparison["changes"]["data"]["added"]["count"] == 0
-    assert "## The candidate" in refit("review", "2", cwd=folder, env=env)
+    shown = refit("review", "2", cwd=folder, env=env)
+    assert "## The candidate" in shown
+    assert f"refit reject 2 --evidence {said['digest'][:12]}" in shown
+    assert "trained by" in shown
 
 
 def test_a_script_must_name_the_evidence_that_it_saw(story: tuple[Path, dict[str, str], dict[str, Any]]) -> None:
@@ -173,7 +188,9 @@ def test_the_champion_is_served_as_the_page_says(
     """docs/serving.md, command by command, beside modules of the user's with Refit's old names."""
     folder, env, _ = story
     image = "data/digits/3/0003.png"
-    here = json_of("predict", image, "--model", "models:/digits@champion", "--json", cwd=folder, env=env)[0]
+    here = json_of(
+        "predict", image, "--model", "models:/digits@champion", "--json", "--probabilities", cwd=folder, env=env
+    )[0]
     assert here["label"] in set("0123456789")
     for name in ("tasks", "refit", "flows"):
         (tmp_path / f"{name}.py").write_text("OWNER = 'user'\n")

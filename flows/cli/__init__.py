@@ -6,7 +6,7 @@ Exit codes are those of refit/errors.py; 2 also for a mistake on the command lin
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -79,6 +79,8 @@ def retrain(deliver: "Deliver | None", as_json: bool) -> None:
     accuracy = summary["overall"]["accuracy"]
     click.echo(f"\nCandidate   {summary['uri']}{'' if summary['is_new'] else '  (this content was registered before)'}")
     click.echo(f"Accuracy    {accuracy['value']:.4f}  ({accuracy['low']:.4f} to {accuracy['high']:.4f})")
+    click.echo(f"Gate        {summary['gate']['verdict']}: {'; '.join(summary['gate']['reasons'])}")
+    click.echo(f"To review   {summary['page']}  (`refit review {summary['version']}`)")
     click.echo("Reports     reports/validation.html  reports/evaluation.html")
     for name, address in summary["links"].items():
         click.echo(f"{name.capitalize():<12}{address}")
@@ -175,22 +177,29 @@ def status(as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--list", "listed", type=click.File(), help="A file with a path on each line; - for standard input.")
 @click.option(
     "--model", "uri", help="A model in MLflow, such as models:/digits@candidate. Default: the one in models/."
 )
+@click.option("--probabilities", "has_all", is_flag=True, help="The probability of every class.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print a table: file, label, probability, …")
 @JSON
-def predict(files: tuple[Path, ...], uri: str | None, as_json: bool) -> None:
-    """Label FILES with a model, with calibrated probabilities."""
-    # The paths on the command line count from where the user is, not from the project.
-    from tasks.predict import predict_files
+def predict(
+    files: tuple[Path, ...], listed: TextIO | None, uri: str | None, has_all: bool, as_csv: bool, as_json: bool
+) -> None:
+    """Label FILES, and all files below the folders among them, with calibrated probabilities; - is standard input.
 
-    results = predict_files([_from_start(file) for file in files], uri)
-    if as_json:
-        print_json([{"file": str(file), **vars(result)} for file, result in zip(files, results, strict=True)])
-        return
-    for file, result in zip(files, results, strict=True):
-        click.echo(f"{file}\t{result.label}\t{result.probability:.4f}")
+    A file that cannot be read is one line on standard error, and exit code 3 at the end; the others are labelled.
+    """
+    from flows.cli.predictions import show
+
+    lines = [line.rstrip("\n") for line in listed or () if line.strip()]
+    if not files and not lines:
+        raise click.UsageError("no file to label: name files, folders, - or --list")
+    # The paths on the command line count from where the user is, not from the project.
+    chosen = [file if str(file) == "-" else _from_start(file) for file in (*files, *map(Path, lines))]
+    show(chosen, uri, has_all, "json" if as_json else "csv" if as_csv else "text")
 
 
 _STARTED_IN = Path.cwd()
