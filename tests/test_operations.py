@@ -13,7 +13,7 @@ from queue import Queue
 from threading import Thread
 from typing import Any
 from urllib.parse import urljoin
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import pytest
 from click.testing import CliRunner
@@ -30,10 +30,6 @@ from .test_validate import manifest
 __all__ = ["passing", "prefect_api"]
 
 SECONDS_TO_ARRIVE = 90
-CHROMIUM = (
-    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync --virtual-time-budget=20000"
-).split()
 
 
 class Sink(ThreadingHTTPServer):
@@ -312,17 +308,6 @@ def test_prefects_pages_ask_the_server_that_they_came_from(prefect_api: str) -> 
     with urlopen(f"{asked}/health", timeout=60) as answer:
         assert asked == prefect_api
         assert answer.read() == b"true"
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
-def test_a_browser_shows_what_the_server_knows(prefect_api: str, tmp_path: Path) -> None:
-    pool = json.dumps({"name": "seen-in-a-browser", "type": "process"}).encode()
-    urlopen(Request(f"{prefect_api}/work_pools/", pool, {"Content-Type": "application/json"}), timeout=60).close()
-    shown = run(
-        "chromium", *CHROMIUM, f"--user-data-dir={tmp_path}", "--dump-dom", prefect_api.replace("/api", "/work-pools"),
-        cwd=tmp_path, env=environment(tmp_path),
-    )  # fmt: skip
-    assert "seen-in-a-browser" in shown
 
 
 def test_each_deployment_has_a_name_of_its_own() -> None:

@@ -21,9 +21,10 @@ from tasks import promote
 
 from .conftest import ROOT, change_params
 from .servers import free_port
+from .services import prefect_api
 from .test_promote import candidate, champion, passing
 
-__all__ = ["passing"]
+__all__ = ["passing", "prefect_api"]
 
 pytestmark = pytest.mark.usefixtures("no_processes")
 
@@ -145,3 +146,13 @@ def test_the_first_champion_has_no_way_back(passing: Path) -> None:
     again: Any = promoted("1")
     assert again.exit_code == 0, "the same command again finishes it"
     assert "models:/pets/1 is in service" in again.stderr
+
+
+def test_a_prefect_deployment_that_is_not_there_is_named(passing: Path, prefect_api: str) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    change_params(Path("params.yaml"), {"deploy.deployment": "serve/nothing"})
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        result = promoted(candidate(0.7))
+    assert result.exit_code == 16
+    assert "the Prefect server has no deployment 'serve/nothing'" in result.stderr
