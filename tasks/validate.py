@@ -3,8 +3,10 @@
     python -m tasks.validate      data/manifest.parquet -> data/accepted.parquet, data/rejected.parquet,
                                   reports/validation.json, reports/validation.html
 
-Row-level rules reject single examples, each with a reason. Set-level rules stop the run: the report is then
-written, `data/accepted.parquet` is not. `rejected.parquet` has the manifest's columns and `reason`.
+A rule finds examples, or something about the set; its policy in params.yaml says what follows (`refit/data/rules.py`).
+With a finding of policy `error` the run stops: the report is then written, `data/accepted.parquet` is not.
+`rejected.parquet` has the manifest's columns, `rule` (the first that an example breaks), `reason` (all of them) and
+`twin` (the other example that it clashes with).
 """
 
 from dataclasses import dataclass
@@ -14,40 +16,28 @@ import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 
 from refit import modality, paths
-from refit.data.classes import without_images
 from refit.data.digests import data_digest, split_digest
-from refit.data.summary import ValidationSummary
+from refit.data.rules import RETIRED, Rule, all_of, broken, found, manifest_schema, row_schema, rules_of
+from refit.data.set_rules import AMONG_USABLE, ON_OUTCOME
+from refit.data.summary import RuleSummary, ValidationSummary
 from refit.errors import DataError, run_stage
 from refit.files import publish_table, publish_text
-from refit.params import SPLITS, Params, Validate, load_params
+from refit.params import SPLITS, Params, load_params
 from refit.progress import say
 from refit.records import publish_record
 from refit.reports.validation import validation_page
 
-Columns = dict[str, pa.Column]
-_RETIRED = "label is one of `validate.retired_labels`"
-_DIGITS_OF_SHA256 = pa.Check.str_matches(r"^[0-9a-f]{64}$")
-
-_MANIFEST = {
-    "path": pa.Column(str),
-    "label": pa.Column(str),
-    "split": pa.Column(str, pa.Check.isin(SPLITS)),
-    "sha256": pa.Column(str),
-    "content_sha256": pa.Column(str),
-    "bytes": pa.Column("int64", pa.Check.ge(0)),
-    "group": pa.Column(str),
-    "error": pa.Column("string", nullable=True),
-}
-"""What `ingest` promises of every example, beside what its modality adds; a manifest that breaks it was not written by
-this version of Refit."""
-
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rules say: the two tables, and the set-level failures (none: the set is good)."""
+    """What the rules say: the two tables, what they found, and why the run stops (nothing: the set is good).
+
+    `findings` has row, rule, reason, twin (`refit.data.rules.FINDINGS`) and `policy`.
+    """
 
     accepted: pd.DataFrame
     rejected: pd.DataFrame
+    findings: pd.DataFrame
     failures: tuple[str, ...]
 
 
@@ -56,7 +46,7 @@ def main() -> None:
     paths.ACCEPTED.unlink(missing_ok=True)
     manifest = pd.read_parquet(paths.MANIFEST)
     verdict = judge(manifest, params)
-    summary = summarize(manifest, verdict)
+    summary = summarize(manifest, verdict, params)
     publish_table(paths.REJECTED, verdict.rejected)
     publish_record(paths.VALIDATION_SUMMARY, summary)
     publish_text(paths.VALIDATION_REPORT, validation_page(summary, verdict.rejected))
@@ -76,141 +66,96 @@ def judge(manifest: pd.DataFrame, params: Params) -> Verdict:
     Raises:
         DataError: the manifest itself is not what this version of Refit writes.
     """
-    rules, modality_rules = params.validate, modality.rules(params.data.modality)
-    _check_manifest(manifest, modality_rules.manifest_columns())
-    reasons = manifest["error"].mask(manifest["label"].isin(rules.retired_labels), _RETIRED)
-    usable = manifest[reasons.isna()]
-    reasons.update(_broken_row_rules(usable, rules, modality_rules.row_columns(params.of_modality.validate)))
-    reasons.update(_repeated(manifest[reasons.isna()]))
-    accepted = manifest[reasons.isna()].drop(columns="error").reset_index(drop=True)
-    rejected = manifest[reasons.notna()].drop(columns="error").assign(reason=reasons.dropna()).reset_index(drop=True)
-    failures = (
-        *_too_many_rejected(len(manifest), rejected, rules),
-        *without_images(manifest.assign(reason=reasons), rules),
-        *_two_labels(usable),
-        *_shared_across_splits(usable),
-        *_too_few(accepted, rules),
+    columns = modality.rules(params.data.modality)
+    _check_manifest(manifest, manifest_schema(columns.manifest_columns()))
+    rules = rules_of(params)
+    findings = _of_single_rows(manifest, params)
+    for name, find in AMONG_USABLE.items():
+        if rules[name].policy != "off":
+            findings = all_of([findings, find(manifest[_reasons(manifest, findings, rules).isna()], params)])
+    reasons = _reasons(manifest, findings, rules)
+    first = findings.drop_duplicates("row").set_index("row").reindex(manifest.index)
+    judged = manifest.assign(reason=reasons, rule=first["rule"].where(reasons.notna(), ""), twin=first["twin"])
+    findings = all_of([findings, *(find(judged, params) for find in ON_OUTCOME.values())])
+    findings["policy"] = findings["rule"].map(lambda name: rules[name].policy)
+    findings = findings[findings["policy"] != "off"].reset_index(drop=True)
+    is_accepted = reasons.isna()
+    return Verdict(
+        accepted=manifest[is_accepted].drop(columns=["error", "rule"]).reset_index(drop=True),
+        rejected=judged[~is_accepted].drop(columns="error").reset_index(drop=True),
+        findings=findings,
+        failures=_failures(manifest, findings, rules),
     )
-    return Verdict(accepted, rejected, failures)
 
 
-def summarize(manifest: pd.DataFrame, verdict: Verdict) -> ValidationSummary:
+def _of_single_rows(manifest: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """What is wrong with examples by themselves: retired, unusable, or breaking rules, each all that it breaks."""
+    is_retired = manifest["label"].isin(params.validate.retired_labels)
+    unusable = manifest[~is_retired & manifest["error"].notna()]
+    rest = manifest[~is_retired & manifest["error"].isna()]
+    columns = modality.rules(params.data.modality).row_columns(params.of_modality.validate)
+    return all_of(
+        [
+            found(RETIRED, manifest["label"][is_retired].map(lambda _: rules_of(params)[RETIRED].about)),
+            found("unreadable", unusable["error"]).assign(rule=unusable["rule"].to_numpy()),
+            broken(rest, row_schema(params.validate, columns)),
+        ]
+    )
+
+
+def _reasons(manifest: pd.DataFrame, findings: pd.DataFrame, rules: dict[str, Rule]) -> pd.Series:
+    """Why each row of the manifest is left out, every reason; null where it is not."""
+    rejecting = findings[findings["rule"].map(lambda name: rules[name].rejects).astype(bool)]
+    return rejecting.groupby("row")["reason"].agg("; ".join).reindex(manifest.index).astype("string")
+
+
+def _failures(manifest: pd.DataFrame, findings: pd.DataFrame, rules: dict[str, Rule]) -> tuple[str, ...]:
+    failures: list[str] = []
+    for name, of_rule in findings[findings["policy"] == "error"].groupby("rule", sort=False):
+        first = of_rule.iloc[0]
+        if first["row"] < 0:
+            failures.extend(of_rule["reason"])
+        else:
+            where = manifest.loc[first["row"], "path"]
+            failures.append(
+                f"{rules[str(name)].about} ({len(of_rule):,} images), for instance {where}: {first['reason']}"
+            )
+    return tuple(failures)
+
+
+def summarize(manifest: pd.DataFrame, verdict: Verdict, params: Params) -> ValidationSummary:
     """The validation in numbers, with the digests that name the data and its split from here on."""
     accepted = verdict.accepted
     counts = (
         accepted.groupby(["label", "split"]).size().unstack(fill_value=0).reindex(columns=list(SPLITS), fill_value=0)
     )
-    reasons = verdict.rejected["reason"].str.replace(r"[:;].*$", "", regex=True).value_counts()
+    rules = rules_of(params)
+    found_by = verdict.findings["rule"].value_counts()
     return ValidationSummary(
         passed=not verdict.failures,
         failures=verdict.failures,
         num_examples=len(manifest),
         num_accepted=len(accepted),
         num_rejected=len(verdict.rejected),
-        rejected_by_reason={str(reason): int(count) for reason, count in reasons.items()},
+        rules={
+            str(name): RuleSummary(rules[str(name)].policy, rules[str(name)].about, int(count))
+            for name, count in found_by.items()
+        },
         classes={str(label): {split: int(row[split]) for split in SPLITS} for label, row in counts.iterrows()},
         data_digest=data_digest(accepted),
         split_digest=split_digest(accepted),
     )
 
 
-def _check_manifest(manifest: pd.DataFrame, columns: Columns) -> None:
+def _check_manifest(manifest: pd.DataFrame, schema: pa.DataFrameSchema) -> None:
     try:
-        pa.DataFrameSchema(_MANIFEST | columns, strict=True).validate(manifest, lazy=True)
+        schema.validate(manifest, lazy=True)
     except SchemaErrors as error:
         cases = error.failure_cases.head(5)
         problems = "; ".join(f"column {row.column or row.failure_case}: {row.check}" for row in cases.itertuples())
         raise DataError(
             f"{paths.MANIFEST} is not what this version writes ({problems}); run `dvc repro -f ingest`"
         ) from None
-
-
-def _row_schema(rules: Validate, columns: Columns) -> pa.DataFrameSchema:
-    labels = (
-        [] if rules.labels is None else [pa.Check.isin(rules.labels, error="label is not one of `validate.labels`")]
-    )
-    return pa.DataFrameSchema(
-        {
-            "label": pa.Column(str, [pa.Check.str_length(min_value=1, error="no label"), *labels]),
-            "sha256": pa.Column(str, _DIGITS_OF_SHA256),
-            **columns,
-        }
-    )
-
-
-def _broken_row_rules(usable: pd.DataFrame, rules: Validate, columns: Columns) -> pd.Series:
-    """Reason by row index, for the rows that break a row-level rule."""
-    try:
-        _row_schema(rules, columns).validate(usable, lazy=True)
-    except SchemaErrors as error:
-        cases = error.failure_cases.dropna(subset="index")
-        texts = cases["check"] + ": " + cases["column"] + " is " + cases["failure_case"].astype(str)
-        return texts.groupby(cases["index"].astype(int)).agg("; ".join).astype("string")
-    return pd.Series(dtype="string")
-
-
-def _repeated(usable: pd.DataFrame) -> pd.Series:
-    """All but the first of equal pictures under the same label in the same split."""
-    keys = ["content_sha256", "label", "split"]
-    repeated = usable.duplicated(keys)
-    first_path = usable.groupby(keys)["path"].transform("first")
-    return ("duplicate: the same picture as " + first_path)[repeated].astype("string")
-
-
-def _too_many_rejected(num_examples: int, rejected: pd.DataFrame, rules: Validate) -> list[str]:
-    # A duplicate is harmless once dropped; only what is wrong with the images counts against the set.
-    expected = rejected[rejected["reason"] != _RETIRED]
-    bad = expected[~expected["reason"].str.startswith("duplicate:")]
-    num_expected = num_examples - (len(rejected) - len(expected))
-    if len(bad) <= rules.max_rejected_fraction * num_expected:
-        return []
-    return [
-        f"{len(bad):,} of {num_expected:,} images are rejected ({len(bad) / num_expected:.1%}, "
-        f"`validate.max_rejected_fraction` allows {rules.max_rejected_fraction:.1%}); "
-        f"first: {bad['path'].iloc[0]} ({bad['reason'].iloc[0]})"
-    ]
-
-
-def _two_labels(usable: pd.DataFrame) -> list[str]:
-    return _contradicting(usable, "label", "the same picture has two labels")
-
-
-def _shared_across_splits(usable: pd.DataFrame) -> list[str]:
-    return _contradicting(usable, "split", "the same picture is in two splits")
-
-
-def _contradicting(usable: pd.DataFrame, column: str, complaint: str) -> list[str]:
-    differing = usable.groupby("content_sha256")[column].transform("nunique") > 1
-    clashes = usable[differing].sort_values(["content_sha256", "path"])
-    if clashes.empty:
-        return []
-    first = clashes[clashes["content_sha256"] == clashes["content_sha256"].iloc[0]].drop_duplicates(column)
-    example = " and ".join(f"{row.path} ({getattr(row, column)})" for row in first.head(2).itertuples())
-    return [f"{complaint} ({clashes['content_sha256'].nunique():,} pictures), for instance {example}"]
-
-
-def _too_few(accepted: pd.DataFrame, rules: Validate) -> list[str]:
-    labels = sorted(set(accepted["label"]))
-    if len(labels) < 2:
-        return [f"at least two classes are needed, found {len(labels)} ({', '.join(labels) or 'none'})"]
-    counts = accepted.groupby(["label", "split"]).size()
-    problems = []
-    for split in SPLITS:
-        needed = getattr(rules.min_images_per_class, split)
-        short = {label: int(counts.get((label, split), 0)) for label in labels}
-        short = {label: count for label, count in short.items() if count < needed}
-        if short:
-            shown = ", ".join(f"{label}: {count}" for label, count in list(short.items())[:8])
-            problems.append(
-                f"too few {split} images in {len(short)} of {len(labels)} classes ({shown}; "
-                f"`validate.min_images_per_class.{split}` asks for {needed})"
-            )
-    if problems:
-        problems[-1] += (
-            "; add images, set other shares in `data.test_fraction` and `data.val_fraction`, or give the splits "
-            "yourself (train, val and test folders, or a column `split` in a table)"
-        )
-    return problems
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from .services import clone, dvc, environment, origin, refit
 
 __all__ = ["origin"]  # a fixture
 
-SECTION = "numbers:\n  validate: {largest: 100.0}\n  finetune: {noise: 0.01}\n"
+SECTION = "numbers:\n  validate: {largest: 100.0, rules: {largest: reject}}\n  finetune: {noise: 0.01}\n"
 
 
 def write_numbers(folder: Path) -> None:
@@ -51,7 +51,7 @@ def test_it_is_ingested_validated_and_trained(project: tuple[Path, dict[str, str
     folder, _ = project
     summary = json.loads((folder / "reports/validation.json").read_text())
     assert summary["num_rejected"] == 2
-    assert set(summary["rejected_by_reason"]) == {"not numbers", "a number beyond 100"}
+    assert {name: rule["count"] for name, rule in summary["rules"].items()} == {"unreadable": 1, "largest": 1}
     card = json.loads((folder / "models/model.json").read_text())
     assert (card["modality"], card["architecture"], card["preprocessing"]) == ("numbers", "line", {"scale": 0.5})
     assert json.loads((folder / "metrics/evaluation.json").read_text())["accuracy"]["value"] > 0.9

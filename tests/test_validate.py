@@ -35,6 +35,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
         "phash": "0" * 16,
         "group": "0" * 4,
         "error": None,
+        "rule": "unreadable" if changes.get("error") else "",
     } | changes
 
 
@@ -82,7 +83,8 @@ def test_a_row_may_break_several_rules(project: Path) -> None:
     [
         (
             [{"content_sha256": f"{4:064x}", "label": "cat"}],
-            "the same picture has two labels (1 pictures), for instance",
+            "the same picture has two labels (2 images), for instance data/1000.png: the same picture as data/4.png (dog, "
+            "this one cat)",
         ),
         ([{"content_sha256": f"{4:064x}", "label": "dog", "split": "train"}], "the same picture is in two splits"),
         (
@@ -176,7 +178,7 @@ def test_the_digests_name_the_data_and_its_split(project: Path) -> None:
     rules = load_params()
 
     def digests(table: pd.DataFrame) -> tuple[str, str]:
-        summary = summarize(table, judge(table, rules))
+        summary = summarize(table, judge(table, rules), rules)
         return summary.data_digest, summary.split_digest
 
     data, split = digests(manifest())

@@ -58,7 +58,7 @@ def inspect_one(example: Example, modality_name: str) -> Inspection:
     """Inspect one example in this process. Want of memory and a file that cannot be read are accidents of this time."""
     files = modality.files(modality_name)
     if example.error is not None:
-        return files.INSPECTED(error=example.error)
+        return files.INSPECTED(error=example.error, rule="misplaced")
     try:
         return files.inspect(example.path)
     except MemoryError:
@@ -68,7 +68,7 @@ def inspect_one(example: Example, modality_name: str) -> Inspection:
 
 
 def _accident(reason: str, modality_name: str) -> Inspection:
-    return modality.files(modality_name).INSPECTED(error=f"{reason}; {_AGAIN}", is_accident=True)
+    return modality.files(modality_name).INSPECTED(error=f"{reason}; {_AGAIN}", rule="unreadable", is_accident=True)
 
 
 def _note_accidents(examples: Sequence[Example], inspections: Sequence[Inspection]) -> None:

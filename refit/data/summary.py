@@ -5,15 +5,24 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class RuleSummary:
+    """What one rule found."""
+
+    policy: str  # error, reject or warn
+    about: str
+    count: int  # of findings
+
+
+@dataclass(frozen=True)
 class ValidationSummary:
     """What was found, and the digests that name the data and its split from here on."""
 
     passed: bool
-    failures: tuple[str, ...]  # of set-level rules
+    failures: tuple[str, ...]  # why the run stops, by rules of the policy `error`
     num_examples: int
     num_accepted: int
     num_rejected: int
-    rejected_by_reason: Mapping[str, int]
+    rules: Mapping[str, RuleSummary]  # those that found something, the most frequent first
     classes: Mapping[str, Mapping[str, int]]  # accepted examples by label and split
     data_digest: str
     split_digest: str

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
     import pandera.pandas as pa
+    from _typeshed import DataclassInstance
     from torch import Tensor, nn
 
 Opaque = Any
@@ -28,6 +29,7 @@ class Inspection:
     content_sha256: str = ""  # of what the file says, decoded: equal for a copy with other metadata
     group: str = ""  # a coarse signature that near-duplicates share
     error: str | None = None
+    rule: str = ""  # with an `error`: the one in params.yaml that it breaks
     is_accident: bool = False  # the error is of this time and machine only, not of the file
 
     def columns(self) -> dict[str, object]:
@@ -44,11 +46,21 @@ class Described:
     classes: tuple[str, ...] | None = None
 
 
+class ModalityValidate(Protocol):
+    """What a modality adds to the section `validate`.
+
+    `rules` is a record whose every field is a rule, its value the policy; `refit/params/sections.py` has those that all
+    modalities share."""
+
+    @property
+    def rules(self) -> "DataclassInstance": ...
+
+
 class ModalitySettings(Protocol):
     """The section of params.yaml that has the modality's name: what it adds to the sections of these stages."""
 
     @property
-    def validate(self) -> Opaque: ...
+    def validate(self) -> ModalityValidate: ...
 
     @property
     def finetune(self) -> Opaque: ...
@@ -81,7 +93,8 @@ class Files(Protocol):
 
 
 class Rules(Protocol):
-    """`rules.py`: columns that the manifest must have, and columns that a good row must have."""
+    """`rules.py`: columns that the manifest must have, and columns that a good row must have. The `error` of a check of
+    the latter is `<rule>: <what is wrong>`, with the name of one of the settings' `rules`."""
 
     def manifest_columns(self) -> "dict[str, pa.Column]": ...
 

@@ -36,14 +36,16 @@ from .sections import (
     Gate,
     MinImages,
     Params,
+    Policy,
     Register,
+    Rules,
     Validate,
 )
 
 __all__ = [
     "SPLITS", "STRICT", "Checkpoint", "Count", "Data", "Deploy", "Evaluate", "Finetune", "Flow", "Fraction", "Gate",
-    "MinImages", "Params", "Register", "Validate", "as_dict", "load_params", "modalities", "moves", "public", "pure",
-    "read_yaml", "schema", "training_digest", "without_credentials",
+    "MinImages", "Params", "Policy", "Register", "Rules", "Validate", "as_dict", "load_params", "modalities", "moves",
+    "public", "pure", "read_yaml", "schema", "training_digest", "without_credentials",
 ]  # fmt: skip
 
 _ADAPTER = TypeAdapter(Params)

@@ -45,9 +45,37 @@ class MinImages:
     test: Count
 
 
+Policy = Literal["error", "reject", "warn", "off"]
+"""What becomes of an example that breaks a rule. error: it is rejected and the run stops; reject: it is left out;
+warn: it is reported; off: the rule is not looked at."""
+
+PolicyOfUnusable = Literal["error", "reject"]
+"""Of a rule whose examples cannot be used at all."""
+
+PolicyOfSet = Literal["error", "warn", "off"]
+"""Of a rule on the set, which has no example to reject."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Rules:
+    """The rules for examples of any kind, each with its policy; those of one kind are in the modality's section."""
+
+    misplaced: Annotated[PolicyOfUnusable, Field(description="not where the layout of the source has examples")]
+    unreadable: Annotated[PolicyOfUnusable, Field(description="cannot be read")]
+    label: Annotated[Policy, Field(description="label missing, or not allowed by `validate.labels`")]
+    duplicate: Annotated[Policy, Field(description="duplicate: the same under the same label in the same split")]
+    two_labels: Annotated[Policy, Field(description="the same picture has two labels")]
+    two_splits: Annotated[Policy, Field(description="the same picture is in two splits")]
+    too_many_rejected: Annotated[PolicyOfSet, Field(description="more rejected than `validate.max_rejected_fraction`")]
+    class_without_images: Annotated[PolicyOfSet, Field(description="an expected class has no accepted image")]
+    too_few_images: Annotated[PolicyOfSet, Field(description="fewer than `validate.min_images_per_class`")]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Validate:
     """What counts as good data."""
+
+    rules: Annotated[Rules, Field(description="Per rule: error (stop the run), reject, warn, off.")]
 
     labels: Annotated[
         tuple[str, ...] | None,

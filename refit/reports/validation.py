@@ -24,7 +24,7 @@ def validation_markdown(summary: ValidationSummary) -> str:
         f"{summary.num_accepted:,} of {summary.num_examples:,} images accepted, {summary.num_rejected:,} rejected.",
         "",
         *(f"- **{failure}**" for failure in summary.failures),
-        *(f"- {count:,} × {reason}" for reason, count in summary.rejected_by_reason.items()),
+        *(f"- {rule.policy}: {rule.count:,} × {rule.about}" for rule in summary.rules.values()),
         "",
         *table(
             ("class", *SPLITS),

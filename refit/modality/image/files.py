@@ -125,12 +125,12 @@ def inspect(path: Path) -> ImageInspection:
     try:
         content = read_bytes(path)
     except ValueError as error:
-        return ImageInspection(error=str(error))
+        return ImageInspection(error=str(error), rule="unreadable")
     sha256 = hashlib.sha256(content).hexdigest()
     try:
         image = decode(content)
     except ValueError as error:
-        return ImageInspection(sha256=sha256, bytes=len(content), error=str(error))
+        return ImageInspection(sha256=sha256, bytes=len(content), error=str(error), rule="unreadable")
     rgb = to_rgb(image)
     phash, group = _perceptual_hashes(rgb)
     return ImageInspection(

@@ -19,8 +19,8 @@ def manifest_columns() -> dict[str, pa.Column]:
 def row_columns(settings: Validate) -> dict[str, pa.Column]:
     """The rules of the section `image.validate` of params.yaml."""
     low, high = settings.min_side, settings.max_side
-    side = pa.Check.in_range(low, high, error=f"side outside {low} to {high} pixels")
-    modes = pa.Check.isin(settings.modes, error="pixel format is not one of `image.validate.modes`")
+    side = pa.Check.in_range(low, high, error=f"side: side outside {low} to {high} pixels")
+    modes = pa.Check.isin(settings.modes, error="mode: pixel format is not one of `image.validate.modes`")
     return {
         "width": pa.Column("int64", side),
         "height": pa.Column("int64", side),

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...params import STRICT, Count
+from ...params import STRICT, Count, Policy
 
 SLICES = ("mode", "format")
 """Columns of the manifest by whose values a model may be judged apart."""
@@ -28,8 +28,18 @@ ARCHITECTURES = tuple(
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Rules:
+    """The rules for pictures, each with its policy."""
+
+    side: Annotated[Policy, Field(description="a side outside `image.validate.min_side` to `max_side`")]
+    mode: Annotated[Policy, Field(description="pixel format is not one of `image.validate.modes`")]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Validate:
     """Which pictures are good enough."""
+
+    rules: Annotated[Rules, Field(description="Per rule: error (stop the run), reject, warn, off.")]
 
     min_side: Annotated[Count, Field(description="Smallest allowed width and height, in pixels.")]
     max_side: Annotated[Count, Field(description="Largest allowed width and height, in pixels.")]

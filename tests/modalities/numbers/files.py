@@ -32,7 +32,7 @@ def inspect(path: Path) -> Inspected:
     try:
         numbers = read(content)
     except ValueError as error:
-        return Inspected(sha256=sha256, bytes=len(content), error=str(error))
+        return Inspected(sha256=sha256, bytes=len(content), error=str(error), rule="unreadable")
     said = hashlib.sha256(repr(numbers).encode()).hexdigest()
     return Inspected(
         sha256=sha256,

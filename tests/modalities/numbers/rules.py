@@ -13,4 +13,4 @@ def manifest_columns() -> dict[str, pa.Column]:
 def row_columns(settings: Validate) -> dict[str, pa.Column]:
     """By the section `numbers.validate`."""
     limit = settings.largest
-    return {"largest": pa.Column("float64", pa.Check.le(limit, error=f"a number beyond {limit:g}"))}
+    return {"largest": pa.Column("float64", pa.Check.le(limit, error=f"largest: a number beyond {limit:g}"))}

@@ -2,16 +2,24 @@
 
 from pydantic.dataclasses import dataclass
 
-from ...params import STRICT
+from ...params import STRICT, Policy
 
 SLICES = ("sign",)
 ARCHITECTURES = ("line",)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Rules:
+    """What may be wrong with numbers."""
+
+    largest: Policy
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Validate:
     """Which numbers are good enough."""
 
+    rules: Rules
     largest: float
 
 
