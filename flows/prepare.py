@@ -16,7 +16,7 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner
 
-from refit.data.inspection import CHUNK, inspect_one, recall, remember
+from refit.data.inspection import CHUNK, inspect_some, recall, remember
 from refit.data.sources import Example, list_examples
 from refit.errors import ParamsError
 from refit.modality.contract import Inspection
@@ -49,7 +49,7 @@ def _inspect_on_cluster() -> None:
 
 @task(task_run_name="inspect", cache_policy=NO_CACHE, persist_result=False, retries=2)
 def _inspect_chunk(examples: Sequence[Example], modality_name: str) -> list[Inspection]:
-    return [inspect_one(example, modality_name) for example in examples]
+    return list(inspect_some(examples, modality_name, num_children=1))
 
 
 def _task_runner(runner: str) -> TaskRunner[Any]:

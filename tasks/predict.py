@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refit import modality, paths
+from refit import paths
+from refit.data.children import inspect_in_children
+from refit.modality.contract import Inspection
 from refit.params import load_params
 from refit.registry import versions
 from refit.registry.probe import Bare
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from refit.model.classifier import Classifier
 
-_FILES_AT_ONCE = 64
+_FILES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def predict_files(files: Iterable[Path], uri: str | None) -> Iterator[tuple[Path
     with tempfile.TemporaryDirectory(prefix="refit-model-") as folder:
         classifier: Classifier | None = None
         while batch := list(itertools.islice(waiting, _FILES_AT_ONCE)):
-            read = [(file, _read(file, modality_name)) for file in batch]
+            found = inspect_in_children(batch, modality_name)
+            read = [(file, _read(file, inspection)) for file, inspection in zip(batch, found, strict=True)]
             contents = [content for _, content in read if isinstance(content, bytes)]
             if contents and classifier is None:
                 classifier = _load(uri, Path(folder))
@@ -90,11 +93,13 @@ def _fetch(uri: str, folder: Path) -> Bare:
     return versions.fetch_bare(version, versions.bundle_of(version, settings), settings, folder)
 
 
-def _read(file: Path, modality_name: str) -> bytes | Failure:
-    """The bytes of a file that the modality can read."""
+def _read(file: Path, found: Inspection) -> bytes | Failure:
+    """The bytes of a file of which a disposable process says that it can be read."""
     try:
-        error = modality.files(modality_name).inspect(file).error
-        return file.read_bytes() if error is None else Failure(f"{file}: {error}")
+        if found.error is not None:
+            reason = found.error.partition(";")[0] if found.is_accident else found.error
+            return Failure(f"{file}: {reason}")
+        return file.read_bytes()
     except OSError as problem:
         return Failure(f"{file} cannot be read: {problem.strerror}")
     except MemoryError:

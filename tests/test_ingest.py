@@ -2,7 +2,6 @@
 
 import io
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +11,9 @@ import pytest
 from PIL import Image, features
 
 from refit.data import inspection
+from refit.data.children import inspect_in_children
 from refit.data.sources import Example, list_examples
-from refit.modality.image.files import Inspection, inspect
+from refit.modality.image.files import inspect
 from refit.params import Data, Params, load_params
 from tasks import ingest
 from tasks.ingest import build_manifest, split_of
@@ -101,7 +101,8 @@ def bad_files(folder: Path) -> dict[str, str]:
     contents = {
         "empty.jpg": (b"", "empty file"),
         "text.jpg": (b"these are not the pixels you are looking for", "not an image (text)"),
-        "page.jpg": (b"<html><body>404</body></html>", "not an image (HTML or XML)"),
+        "page.jpg": (b"<html><body>404</body></html>", "a page saved as a picture"),
+        "dvc.png": (b"outs:\n- md5: 123\n", "dvc pull"),
         "pointer.png": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         "noise.png": (bytes(range(256)), "not an image (unknown format)"),
         "cut.jpg": (jpeg[: len(jpeg) // 2], "damaged image"),
@@ -126,18 +127,44 @@ def test_every_bad_file_becomes_a_row_with_a_reason(images: Path) -> None:
     assert "0x" not in "".join(manifest["error"].dropna()), "a memory address would change from run to run"
 
 
-def test_a_decoder_that_crashes_takes_only_its_own_file(images: Path) -> None:
-    examples = list_examples(images, images.parent / "unpacked")
-    results = list(inspection._in_processes(crash_on_the_third, examples, "image"))
-    assert [result.error is None for result in results[:4]] == [True, True, False, True]
-    assert str(results[2].error).startswith("the process that decoded it died")
-    assert len(results) == len(examples)
+HOSTILE = """
+import os, signal, time
+from pathlib import Path
+from refit.modality.image import files
 
+original = files.inspect
 
-def crash_on_the_third(example: Example) -> Inspection:
-    if example.path.name == "002.png" and example.label == "cat":
+def inspect(path: Path):
+    if path.name == "002.png" and path.parent.name == "cat":
         os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
-    return Inspection()
+    if path.name == "004.png":
+        time.sleep(600)
+    if path.name == "005.png":
+        bytearray(2**40)
+    return original(path)
+
+files.inspect = inspect
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders, in the child processes, that die of one picture, hang on others, or eat memory."""
+    (tmp_path / "hostile").mkdir()
+    (tmp_path / "hostile" / "sitecustomize.py").write_text(HOSTILE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hostile"))
+
+
+@pytest.mark.usefixtures("hostile")
+def test_a_decoder_that_dies_or_hangs_takes_only_its_own_file(images: Path) -> None:
+    paths = [example.path for example in list_examples(images, images)]
+    found = list(inspect_in_children(paths, "image", seconds=5))
+    errors = {path.relative_to(images).as_posix(): one for path, one in zip(paths, found, strict=True) if one.error}
+    assert set(errors) == {"cat/002.png", "cat/004.png", "cat/005.png", "dog/004.png", "dog/005.png"}
+    assert str(errors["cat/002.png"].error).startswith("the process that decoded it died")
+    assert (errors["cat/004.png"].error, errors["cat/004.png"].rule) == ("takes longer than 5 s to decode", "bomb")
+    assert str(errors["cat/005.png"].error).startswith("not enough memory to decode it; the next")
+    assert [errors[name].is_accident for name in sorted(errors)] == [True, False, True, False, True]
 
 
 def test_orientation_is_applied_and_metadata_does_not_hide_a_copy(tmp_path: Path) -> None:
@@ -174,13 +201,13 @@ def test_a_content_is_inspected_only_once(images: Path, monkeypatch: pytest.Monk
     bad = bad_files(images / "cat")
     first = manifest_of(images, data)
     decoded: list[str] = []
-    original = inspection._in_processes
+    original = inspection.inspect_some
 
-    def counted(function: object, fresh: list[Example], name: str) -> object:
+    def counted(fresh: list[Example], name: str) -> object:
         decoded.extend(example.path.name for example in fresh)
-        return original(function, fresh, name)
+        return original(fresh, name)
 
-    monkeypatch.setattr(inspection, "_in_processes", counted)
+    monkeypatch.setattr(inspection, "inspect_some", counted)
     draw(4000).save(images / "dog" / "new.png")
     (images / "dog" / "001.png").rename(images / "cat" / "moved.png")
     second = manifest_of(images, data)

@@ -32,6 +32,11 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
         "height": 20,
         "mode": "RGB",
         "format": "PNG",
+        "frames": 1,
+        "brightness": 120.0,
+        "contrast": 40.0,
+        "sharpness": 30.0,
+        "warnings": "",
         "phash": "0" * 16,
         "group": "0" * 4,
         "error": None,
@@ -57,7 +62,7 @@ def test_a_good_set_passes_whole(project: Path) -> None:
         ({"error": "empty file"}, "empty file"),
         ({"width": 3}, "side outside 8 to 20000 pixels: width is 3"),
         ({"height": 30000}, "side outside 8 to 20000 pixels: height is 30000"),
-        ({"mode": "I;16"}, "pixel format is not one of `image.validate.modes`: mode is I;16"),
+        ({"mode": "I"}, "pixel format is not one of `image.validate.modes`: mode is I"),
         ({"label": "cow"}, "label is not one of `validate.labels`: label is cow"),
         ({"content_sha256": f"{4:064x}", "split": "test", "label": "dog"}, "duplicate: the same picture as data/4.png"),
     ],
@@ -83,8 +88,8 @@ def test_a_row_may_break_several_rules(project: Path) -> None:
     [
         (
             [{"content_sha256": f"{4:064x}", "label": "cat"}],
-            "the same picture has two labels (2 images), for instance data/1000.png: the same picture as data/4.png (dog, "
-            "this one cat)",
+            "the same picture has two labels (2 images), for instance data/1000.png: the same picture as data/4.png "
+            "(dog, this one cat)",
         ),
         ([{"content_sha256": f"{4:064x}", "label": "dog", "split": "train"}], "the same picture is in two splits"),
         (
@@ -207,7 +212,7 @@ def test_bad_files_are_reported_and_the_rest_goes_on(images: Path, edit_params: 
     assert rejected["reason"].str.len().min() > 0
     page = paths.VALIDATION_REPORT.read_text()
     assert "empty.jpg" in page
-    assert "not an image (HTML or XML)" in page
+    assert "a page saved as a picture" in page
     assert len(pd.read_parquet(paths.ACCEPTED)) == 120
 
 

@@ -1,4 +1,4 @@
-"""Inspecting many files: in parallel processes, and each content only once.
+"""Inspecting many files: in disposable processes (`children.py`), and each content only once.
 
     inspections = inspect_all(examples, "image")        one record per example, in order
 
@@ -11,13 +11,9 @@ Only pictures that were decoded are kept. A failure is looked at again each time
 libwebp and libtiff say of a good file that it is damaged when they get no memory.
 """
 
-import multiprocessing
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -27,15 +23,13 @@ from ..files import publish_json, publish_table, sha256_of_file, sha256_of_json
 from ..modality.contract import Inspection
 from ..paths import ACCIDENTS
 from ..progress import say, track
+from .children import inspect_in_children
 from .sources import Example
 
 STORE = Path(".refit/inspections")
 CHUNK = 64
 
-_NO_MEMORY = "not enough memory to decode it"
-_DIED = "the process that decoded it died, crashed or killed for its memory"
 _AGAIN = "the next `refit retrain` or `validate` tries again, or `dvc repro -f ingest`"
-_POOL_TROUBLE = (BrokenProcessPool, MemoryError, OSError)  # OSError: no memory for another process
 
 
 def inspect_all(examples: Sequence[Example], modality_name: str) -> list[Inspection]:
@@ -45,8 +39,7 @@ def inspect_all(examples: Sequence[Example], modality_name: str) -> list[Inspect
     fresh = [example for example, digest in zip(examples, digests, strict=True) if digest not in known]
     if known:
         say(f"{len(examples) - len(fresh):,} of {len(examples):,} known by their content")
-    inspect = partial(inspect_one, modality_name=modality_name)
-    found = iter(list(track(_in_processes(inspect, fresh, modality_name), "decode", len(fresh))))
+    found = iter(list(track(inspect_some(fresh, modality_name), "decode", len(fresh))))
     inspections = [known[digest] if digest in known else next(found) for digest in digests]
     if fresh:
         remember([*known.values(), *inspections], modality_name)
@@ -54,21 +47,15 @@ def inspect_all(examples: Sequence[Example], modality_name: str) -> list[Inspect
     return inspections
 
 
-def inspect_one(example: Example, modality_name: str) -> Inspection:
-    """Inspect one example in this process. Want of memory and a file that cannot be read are accidents of this time."""
-    files = modality.files(modality_name)
-    if example.error is not None:
-        return files.INSPECTED(error=example.error, rule="misplaced")
-    try:
-        return files.inspect(example.path)
-    except MemoryError:
-        return _accident(_NO_MEMORY, modality_name)
-    except OSError as error:
-        return _accident(f"cannot be read: {error.strerror or type(error).__name__}", modality_name)
-
-
-def _accident(reason: str, modality_name: str) -> Inspection:
-    return modality.files(modality_name).INSPECTED(error=f"{reason}; {_AGAIN}", rule="unreadable", is_accident=True)
+def inspect_some(
+    examples: Sequence[Example], modality_name: str, num_children: int | None = None
+) -> Iterator[Inspection]:
+    """Inspect examples, in order, in disposable processes; those that the source calls unusable are not looked at."""
+    kind = modality.files(modality_name).INSPECTED
+    paths = [example.path for example in examples if example.error is None]
+    found = inspect_in_children(paths, modality_name, num_children)
+    for example in examples:
+        yield next(found) if example.error is None else kind(error=example.error, rule="misplaced")
 
 
 def _note_accidents(examples: Sequence[Example], inspections: Sequence[Inspection]) -> None:
@@ -118,50 +105,3 @@ def _digest(example: Example) -> str:
         return sha256_of_file(example.path)
     except (OSError, MemoryError):
         return "none"
-
-
-def _in_processes(
-    function: Callable[[Example], Inspection], examples: Sequence[Example], modality_name: str
-) -> Iterator[Inspection]:
-    """Apply `function` to all examples, in order, in other processes: what goes wrong with one takes only its own.
-
-    Crashing is told from a pool that breaks; the examples of the broken chunk are then tried one by one.
-    """
-    chunks = [examples[start : start + CHUNK] for start in range(0, len(examples), CHUNK)]
-    while chunks:
-        done = 0
-        try:
-            with _pool() as pool:
-                for results in pool.map(partial(_apply_to_all, function), chunks):
-                    done += 1
-                    yield from results
-        except _POOL_TROUBLE:
-            yield from _one_by_one(function, chunks[done], modality_name)
-            done += 1
-        chunks = chunks[done:]
-
-
-def _one_by_one(
-    function: Callable[[Example], Inspection], examples: Sequence[Example], modality_name: str
-) -> Iterator[Inspection]:
-    done = 0
-    while done < len(examples):
-        try:
-            with _pool(max_workers=1) as pool:
-                for example in examples[done:]:
-                    found = pool.submit(function, example).result()
-                    done += 1
-                    yield found
-        except _POOL_TROUBLE as error:
-            reason = _DIED if isinstance(error, BrokenProcessPool) else _NO_MEMORY
-            done += 1
-            yield _accident(reason, modality_name)
-
-
-def _apply_to_all(function: Callable[[Example], Inspection], examples: Sequence[Example]) -> list[Inspection]:
-    return [function(example) for example in examples]
-
-
-def _pool(max_workers: int | None = None) -> ProcessPoolExecutor:
-    # Fresh processes rather than forks: a fork would copy whatever locks the parent's threads hold.
-    return ProcessPoolExecutor(max_workers or os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))

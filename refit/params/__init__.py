@@ -37,6 +37,7 @@ from .sections import (
     MinImages,
     Params,
     Policy,
+    PolicyOfUnusable,
     Register,
     Rules,
     Validate,
@@ -44,8 +45,8 @@ from .sections import (
 
 __all__ = [
     "SPLITS", "STRICT", "Checkpoint", "Count", "Data", "Deploy", "Evaluate", "Finetune", "Flow", "Fraction", "Gate",
-    "MinImages", "Params", "Policy", "Register", "Rules", "Validate", "as_dict", "load_params", "modalities", "moves",
-    "public", "pure", "read_yaml", "schema", "training_digest", "without_credentials",
+    "MinImages", "Params", "Policy", "PolicyOfUnusable", "Register", "Rules", "Validate", "as_dict", "load_params",
+    "modalities", "moves", "public", "pure", "read_yaml", "schema", "training_digest", "without_credentials",
 ]  # fmt: skip
 
 _ADAPTER = TypeAdapter(Params)

@@ -62,6 +62,11 @@ class Rules:
 
     misplaced: Annotated[PolicyOfUnusable, Field(description="not where the layout of the source has examples")]
     unreadable: Annotated[PolicyOfUnusable, Field(description="cannot be read")]
+    empty: Annotated[PolicyOfUnusable, Field(description="empty file")]
+    bomb: Annotated[PolicyOfUnusable, Field(description="more content, bytes or time than is allowed for one file")]
+    pointer: Annotated[
+        PolicyOfUnusable, Field(description="a pointer of git-lfs, DVC or git-annex in place of the file")
+    ]
     label: Annotated[Policy, Field(description="label missing, or not allowed by `validate.labels`")]
     duplicate: Annotated[Policy, Field(description="duplicate: the same under the same label in the same split")]
     two_labels: Annotated[Policy, Field(description="the same picture has two labels")]

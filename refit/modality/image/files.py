@@ -6,19 +6,32 @@ An image is untrusted input: only the formats named here are tried, the size is 
 decoded, and whatever is wrong with the bytes becomes the `error` of the record, never an exception.
 """
 
+import contextlib
 import hashlib
 import io
 import re
 import stat
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
 from ..contract import Inspection
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+try:  # the extra `heif`: photos as iPhones write them
+    import pillow_heif  # type: ignore[import-not-found, unused-ignore]
+
+    pillow_heif.register_heif_opener()
+except ImportError:
+    pillow_heif = None
+
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"),
+    *(("AVIF",) if features.check("avif") else ()),
+    *(("HEIF",) if pillow_heif else ()),
+)
 MAX_PIXELS = 100_000_000  # 300 MB once decoded to RGB
 MAX_BYTES = 256 * 1024 * 1024
 MAX_ASPECT = 50
@@ -26,7 +39,18 @@ MAX_ASPECT = 50
 to it first: at 1:2500, a PNG of a few kilobytes would become 1.4 GB of pixels on the way."""
 
 _HASH_SIDE = 32
-_CODECS = ("pil", "jpg", "libjpeg_turbo", "zlib", "zlib_ng", "webp", "libtiff")  # of FORMATS, in Pillow's names
+_MEASURED_SIDE = 512  # brightness, contrast and sharpness are those of the picture at this size
+_CODECS = ("pil", "jpg", "libjpeg_turbo", "zlib", "zlib_ng", "webp", "libtiff", "avif", "littlecms2")
+"""What decodes FORMATS and converts colours, in Pillow's names."""
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+class UnusableError(ValueError):
+    """Why a file gives no picture, in words for the user; `rule` is the one in params.yaml that it breaks."""
+
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(reason)
+        self.rule = rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +61,11 @@ class ImageInspection(Inspection):
     height: int = 0
     mode: str = ""
     format: str = ""
+    frames: int = 0  # pictures or pages in the file, of which the first is used
+    brightness: float = 0.0  # mean of gray, 0 to 255
+    contrast: float = 0.0  # standard deviation of gray
+    sharpness: float = 0.0  # standard deviation of the Laplacian of gray
+    warnings: str = ""  # of the decoder, and what it could only guess
     phash: str = ""  # 64-bit perceptual hash, 16 hexadecimal digits: near images differ in few bits
 
 
@@ -45,23 +74,24 @@ INSPECTED = ImageInspection
 
 def decided_by() -> dict[str, str | None]:
     """What decides an inspection, beside the bytes and this file: the versions of Pillow and of its codecs."""
-    return {name: features.version(name) for name in _CODECS}
+    heif = pillow_heif.__version__ if pillow_heif else None
+    return {name: features.version(name) for name in _CODECS} | {"pillow_heif": heif}
 
 
 def read_bytes(path: Path) -> bytes:
     """The bytes of a regular file of sane size.
 
     Raises:
-        ValueError: not a regular file, empty, or too large; the message is for the user.
+        UnusableError: not a regular file, empty, or too large; the message is for the user.
         OSError: the file cannot be read.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a regular file")
+        raise UnusableError("not_image", "not a regular file")
     if status.st_size == 0:
-        raise ValueError("empty file")
+        raise UnusableError("empty", "empty file")
     if status.st_size > MAX_BYTES:
-        raise ValueError(f"larger than {MAX_BYTES // 2**20} MiB")
+        raise UnusableError("bomb", f"larger than {MAX_BYTES // 2**20} MiB")
     return path.read_bytes()
 
 
@@ -73,41 +103,70 @@ def decode(content: bytes, least_side: int | None = None) -> Image.Image:
             this. A photo of 12 megapixels for a network of 224 pixels then takes a fifth of the time.
 
     Raises:
-        ValueError: no image, damaged, too large, or too long; the message is for the user.
+        UnusableError: (a ValueError) no image, damaged, too large, or too long; the message is for the user.
         MemoryError: there is not enough of it.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} in all")
+                raise UnusableError("bomb", f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} in all")
             refuse_ribbon(image)
             if least_side is not None:
                 image.draft(None, (least_side, least_side))
             image.load()
             upright = ImageOps.exif_transpose(image)
-            upright.format = image.format
+            upright.format = _format_of(image)
+            _refuse_unfinished_runs(image, content)
             return upright
     except UnidentifiedImageError:
-        raise ValueError(f"not an image ({_looks_like(content)})") from None
-    except (ValueError, MemoryError):
+        raise _not_an_image(content) from None
+    except (UnusableError, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
+        raise UnusableError("bomb", f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # decoders raise whatever they like on damaged input
         if "out of memory" in str(error):  # Pillow's words for the error -9 of a decoder
             raise MemoryError from None
         reason = re.sub(r"<[^>]* at 0x[0-9a-f]+>", "the file", str(error)) or type(error).__name__
-        raise ValueError(f"damaged image: {reason}") from None
+        raise UnusableError("damaged", f"damaged image: {reason}") from None
 
 
 def refuse_ribbon(image: Image.Image) -> None:
     """Raise ValueError for a picture that is more than MAX_ASPECT times as long as it is wide, or the reverse."""
     if max(image.size) > MAX_ASPECT * min(image.size):
-        raise ValueError(f"{image.width} x {image.height} pixels, longer than {MAX_ASPECT} times its width")
+        raise UnusableError("bomb", f"{image.width} x {image.height} pixels, longer than {MAX_ASPECT} times its width")
+
+
+def _format_of(image: Image.Image) -> str:
+    """A JPEG to which a phone added a depth map or a preview (MPO) is a JPEG."""
+    return "JPEG" if image.format == "MPO" else image.format or ""
+
+
+def _frames_of(image: Image.Image) -> int:
+    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+
+
+def _refuse_unfinished_runs(image: Image.Image, content: bytes) -> None:
+    """Pillow fills up what a run-length coded BMP lacks with black."""
+    if image.format == "BMP" and image.info.get("compression") in (1, 2) and b"\0\1" not in content[-5:]:
+        raise UnusableError("damaged", "damaged image: image file is truncated")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any supported mode as RGB; what is transparent becomes white, as on a page."""
+    """Any supported mode as RGB, as it is seen.
+
+    What is transparent becomes white, as on a page; of 16 bits of gray the upper 8 are kept; CMYK goes through the ink
+    profile that the picture brings, if any.
+    """
+    if image.mode in _SIXTEEN_BITS:
+        upper = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return Image.fromarray(upper).convert("RGB")
+    if image.mode == "CMYK" and image.info.get("icc_profile"):
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a broken profile says nothing
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+            seen = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if seen is not None:
+                return seen
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         page = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -124,14 +183,17 @@ def inspect(path: Path) -> ImageInspection:
     """
     try:
         content = read_bytes(path)
-    except ValueError as error:
-        return ImageInspection(error=str(error), rule="unreadable")
+    except UnusableError as error:
+        return ImageInspection(error=str(error), rule=error.rule)
     sha256 = hashlib.sha256(content).hexdigest()
     try:
-        image = decode(content)
-    except ValueError as error:
-        return ImageInspection(sha256=sha256, bytes=len(content), error=str(error), rule="unreadable")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            image, frames = decode(content), _count_frames(content)
+    except UnusableError as error:
+        return ImageInspection(sha256=sha256, bytes=len(content), error=str(error), rule=error.rule)
     rgb = to_rgb(image)
+    brightness, contrast, sharpness = _measures(rgb)
     phash, group = _perceptual_hashes(rgb)
     return ImageInspection(
         sha256=sha256,
@@ -141,9 +203,40 @@ def inspect(path: Path) -> ImageInspection:
         mode=image.mode,
         format=image.format or "",
         content_sha256=hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest(),
+        frames=frames,
+        brightness=brightness,
+        contrast=contrast,
+        sharpness=sharpness,
+        warnings="; ".join(dict.fromkeys([*(_one_line(warning.message) for warning in said), *_guesses(image)])),
         phash=phash,
         group=group,
     )
+
+
+def _count_frames(content: bytes) -> int:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return _frames_of(image)
+
+
+def _one_line(said: object) -> str:
+    return " ".join(str(said).split())
+
+
+def _guesses(image: Image.Image) -> list[str]:
+    """What a picture leaves open, and how it is read."""
+    if image.mode == "CMYK" and not image.info.get("icc_profile"):
+        return ["CMYK without a profile: the colours are a guess"]
+    return ["16 bits of gray, of which the upper 8 are used"] if image.mode in _SIXTEEN_BITS else []
+
+
+def _measures(rgb: Image.Image) -> tuple[float, float, float]:
+    """(brightness, contrast, sharpness), of gray."""
+    small = rgb.reduce(max(1, -(-max(rgb.size) // _MEASURED_SIDE)))
+    gray = np.asarray(small.convert("L"), dtype=np.int64)  # (height, width)
+    inner = gray[1:-1, 1:-1]
+    edges = 4 * inner - gray[:-2, 1:-1] - gray[2:, 1:-1] - gray[1:-1, :-2] - gray[1:-1, 2:]
+    sharpness = float(edges.std()) if edges.size else 0.0
+    return round(float(gray.mean()), 2), round(float(gray.std()), 2), round(sharpness, 2)
 
 
 def _integer_dct(side: int) -> np.ndarray:
@@ -175,13 +268,42 @@ def _as_hex(bits: np.ndarray, digits: int) -> str:
     return f"{number:0{digits}x}"
 
 
+_POINTERS = {
+    b"version https://git-lfs": "a git-lfs pointer: run `git lfs pull`",
+    b"outs:": "a DVC pointer: run `dvc pull`",
+    b"/annex/objects/": "a git-annex pointer: run `git annex get`",
+}
+_PHONE_PHOTOS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+"""Brands of HEIF, in bytes 8 to 12 after `ftyp`."""
+
+
+def _not_an_image(content: bytes) -> UnusableError:
+    """What it is instead."""
+    for start, pointer in _POINTERS.items():
+        if content.startswith(start) and len(content) < 2000:
+            return UnusableError("pointer", f"not an image ({pointer})")
+    if content[4:8] == b"ftyp" and content[8:12] in _PHONE_PHOTOS and not pillow_heif:
+        way_out = "install the extra `heif`: `uv pip install --python .venv pillow-heif`"
+        return UnusableError("not_image", f"a HEIC photo, which needs pillow-heif; {way_out}")
+    if not content.strip(b"\0"):
+        return UnusableError("damaged", "damaged image: nothing but zeros")
+    return UnusableError("not_image", f"not an image ({_looks_like(content)})")
+
+
 def _looks_like(content: bytes) -> str:
-    if content.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer: run `git lfs pull`"
-    if content[:512].lstrip()[:1] == b"<":
+    start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "HTML or XML: a page saved as a picture"
+    if start.startswith(b"<"):
         return "HTML or XML"
+    if start.startswith(_MAGIC):
+        return "its header is there, what follows is damaged"
     try:
         content[:512].decode("utf-8")
     except UnicodeDecodeError:
         return "unknown format"
     return "text"
+
+
+_MAGIC = (b"\xff\xd8\xff", b"\x89png", b"riff", b"gif8", b"ii*\0", b"mm\0*", b"bm")
+"""How FORMATS begin, in lower case."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...params import STRICT, Count, Policy
+from ...params import STRICT, Count, Policy, PolicyOfUnusable
 
 SLICES = ("mode", "format")
 """Columns of the manifest by whose values a model may be judged apart."""
@@ -31,6 +31,14 @@ ARCHITECTURES = tuple(
 class Rules:
     """The rules for pictures, each with its policy."""
 
+    not_image: Annotated[PolicyOfUnusable, Field(description="not an image")]
+    damaged: Annotated[PolicyOfUnusable, Field(description="damaged image")]
+    frames: Annotated[Policy, Field(description="animated, or many pages")]
+    blank: Annotated[Policy, Field(description="contrast below `image.validate.min_contrast`")]
+    dark: Annotated[Policy, Field(description="darker than `image.validate.min_brightness`")]
+    bright: Annotated[Policy, Field(description="brighter than `image.validate.max_brightness`")]
+    blurred: Annotated[Policy, Field(description="less sharp than `image.validate.min_sharpness`")]
+    decoder: Annotated[Policy, Field(description="the decoder warned, or had to guess")]
     side: Annotated[Policy, Field(description="a side outside `image.validate.min_side` to `max_side`")]
     mode: Annotated[Policy, Field(description="pixel format is not one of `image.validate.modes`")]
 
@@ -43,8 +51,12 @@ class Validate:
 
     min_side: Annotated[Count, Field(description="Smallest allowed width and height, in pixels.")]
     max_side: Annotated[Count, Field(description="Largest allowed width and height, in pixels.")]
+    min_contrast: Annotated[float, Field(ge=0.0, description="Standard deviation of gray, of 255.")]
+    min_brightness: Annotated[float, Field(ge=0.0, le=255.0, description="Mean of gray.")]
+    max_brightness: Annotated[float, Field(ge=0.0, le=255.0, description="Mean of gray.")]
+    min_sharpness: Annotated[float, Field(ge=0.0, description="Standard deviation of the Laplacian of gray.")]
     modes: Annotated[
-        tuple[Literal["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"], ...],
+        tuple[Literal["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"], ...],
         Field(min_length=1, description="Allowed pixel formats, in Pillow's names."),
     ]
 

@@ -1,0 +1,54 @@
+"""The process that looks at hostile files: `python -m refit.data.child DESCRIPTOR MODALITY MEBIBYTES`.
+
+It answers each path that arrives with what `files.inspect` says, in JSON, until its other end is closed. It imports no
+more than that needs, has none of its parent's environment but paths, and may take so much memory and no more.
+"""
+
+import json
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from .. import modality
+from ..modality.contract import Inspection
+
+NO_MEMORY = "not enough memory to decode it"
+
+
+def main() -> None:
+    descriptor, modality_name, mebibytes = sys.argv[1:]
+    connection = Connection(int(descriptor))
+    files = modality.files(modality_name)
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    limit = pages * resource.getpagesize() + int(mebibytes) * 2**20
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
+    while True:
+        try:
+            path = connection.recv_bytes().decode("utf-8", "surrogateescape")
+        except EOFError:
+            return
+        connection.send_bytes(json.dumps(asdict(inspect(files.inspect, files.INSPECTED, Path(path)))).encode())
+
+
+def inspect(look: Callable[[Path], Inspection], kind: type[Inspection], path: Path) -> Inspection:
+    """What a modality says of a file. Want of memory and a file that cannot be read are accidents of this time."""
+    try:
+        return look(path)
+    except MemoryError:
+        return accident(kind, NO_MEMORY)
+    except OSError as error:
+        return accident(kind, f"cannot be read: {error.strerror or type(error).__name__}")
+
+
+def accident(kind: type[Inspection], reason: str) -> Inspection:
+    """Of this time and machine only, not of the file."""
+    again = "the next `refit retrain` or `validate` tries again, or `dvc repro -f ingest`"
+    return kind(error=f"{reason}; {again}", rule="unreadable", is_accident=True)
+
+
+if __name__ == "__main__":
+    main()

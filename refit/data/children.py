@@ -1,0 +1,135 @@
+"""Disposable processes in which hostile files are decoded, each bounded in memory, each file in time.
+
+    for inspection in inspect_in_children(paths, "image"): ...       in order
+
+A few children are started and used again. One that dies, or that takes too long, costs its own file only: it is ended
+and replaced. What a child answers is JSON, checked against the record: nothing that it could run here.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import msgspec
+
+from .. import modality
+from ..modality.contract import Inspection
+from . import child
+
+MEBIBYTES = 3072
+"""What decoding one picture may take: 100 million pixels with transparency need 2 GB on the way to RGB."""
+
+SECONDS = 60.0
+"""A PNG of 100 million pixels takes 5 s on a slow core."""
+
+_DIED = "the process that decoded it died, crashed or killed for its memory"
+_KEPT_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "LANG", "SYSTEMROOT")
+
+
+@dataclass
+class _Child:
+    process: "subprocess.Popen[bytes]"
+    connection: Connection
+    index: int = -1  # of the file that it has
+    since: float = 0.0
+
+    @classmethod
+    def start(cls, modality_name: str) -> "_Child":
+        ours, theirs = Pipe()
+        arguments = [str(theirs.fileno()), modality_name, str(MEBIBYTES)]
+        package = child.__name__
+        environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+        environment |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", package, *arguments],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # what a decoder says there names no file
+        )
+        theirs.close()
+        return cls(process, ours)
+
+    def give(self, index: int, path: Path) -> None:
+        self.index, self.since = index, time.monotonic()
+        with suppress(OSError):  # it is gone, which is seen when its answer is read
+            self.connection.send_bytes(os.fsencode(path))
+
+    def end(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def inspect_in_children(
+    paths: Sequence[Path], modality_name: str, num_children: int | None = None, seconds: float = SECONDS
+) -> Iterator[Inspection]:
+    """What the modality says of each file, in order; never raises for a file.
+
+    Args:
+        num_children: None: as many as there are cores.
+        seconds: how long one file may take.
+    """
+    kind = modality.files(modality_name).INSPECTED
+    count = min(len(paths), num_children or os.cpu_count() or 1)
+    children: list[_Child] = []
+    answers: dict[int, Inspection] = {}
+    waiting, wanted = iter(range(len(paths))), 0
+    try:
+        for _ in range(count):
+            children.append(_Child.start(modality_name))
+            _next(children[-1], waiting, paths)
+        for wanted in range(len(paths)):
+            while wanted not in answers:
+                _collect(children, answers, kind, modality_name, seconds)
+                for one in children:
+                    if one.index < 0:
+                        _next(one, waiting, paths)
+            yield answers.pop(wanted)
+    except OSError:  # no memory for another process
+        for index in range(wanted, len(paths)):
+            yield answers.get(index, child.accident(kind, child.NO_MEMORY))
+    finally:
+        for one in children:
+            one.end()
+
+
+def _next(one: _Child, waiting: Iterator[int], paths: Sequence[Path]) -> None:
+    index = next(waiting, -1)
+    if index >= 0:
+        one.give(index, paths[index])
+
+
+def _collect(
+    children: list[_Child], answers: dict[int, Inspection], kind: type[Inspection], modality_name: str, seconds: float
+) -> None:
+    """Wait for an answer; replace the children that are dead or too slow."""
+    busy = {one.connection: one for one in children if one.index >= 0}
+    oldest = min(one.since for one in busy.values())
+    for connection in wait(list(busy), timeout=max(0.0, oldest + seconds - time.monotonic())):
+        one = busy[connection]  # type: ignore[index]
+        try:
+            answers[one.index] = msgspec.json.decode(one.connection.recv_bytes(2**20), type=kind)
+            one.index = -1
+        except (EOFError, OSError, msgspec.DecodeError):
+            _replace(children, one, answers, child.accident(kind, _DIED), modality_name)
+    for one in list(children):
+        if one.index >= 0 and time.monotonic() - one.since > seconds:
+            slow = kind(error=f"takes longer than {seconds:g} s to decode", rule="bomb")
+            _replace(children, one, answers, slow, modality_name)
+
+
+def _replace(
+    children: list[_Child], one: _Child, answers: dict[int, Inspection], verdict: Inspection, modality_name: str
+) -> None:
+    answers[one.index] = verdict
+    one.end()
+    children[children.index(one)] = _Child.start(modality_name)
