@@ -3,6 +3,7 @@
 Exit codes are those of refit/errors.py; 2 also for a mistake on the command line.
 """
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -43,10 +44,14 @@ class _Commands(click.Group):
     help="The project's folder. Default: the nearest one, from here upwards, with params.yaml and dvc.yaml.",
 )
 @click.version_option(package_name="refit")
-def main(project: Path | None) -> None:
+@click.pass_context
+def main(context: click.Context, project: Path | None) -> None:
     """Fine-tune a pretrained model on your data, register the result, and be able to reproduce it."""
     collector.relax()
-    os.chdir(project or _nearest_project())
+    if context.invoked_subcommand == "validate":
+        context.obj = project  # with a path, it needs none
+    else:
+        os.chdir(project or _nearest_project())
 
 
 @main.command()
@@ -89,9 +94,22 @@ def retrain(deliver: "Deliver | None", as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--reports", type=click.Path(path_type=Path), help="With PATH: where the reports go.")
 @JSON
-def validate(as_json: bool) -> None:
-    """Check the data and say what is wrong with it; train nothing."""
+@click.pass_obj
+def validate(project: Path | None, path: Path | None, reports: Path | None, as_json: bool) -> None:
+    """Check the data and say what is wrong with it; train nothing.
+
+    With PATH (a folder, a table or an archive) that data instead, anywhere, by the rules of the project that is here,
+    if any. The reports are then in NAME-validation/.
+    """
+    if path is not None:
+        _validate_elsewhere(path, project, reports, as_json)
+        return
+    if reports is not None:
+        raise click.UsageError("--reports goes with a PATH; the project's own are in reports/")
+    os.chdir(project or _nearest_project())
     from flows.tools import pipeline
     from refit import paths
     from refit.data.summary import ValidationSummary
@@ -122,6 +140,24 @@ def validate(as_json: bool) -> None:
         champion.require_its_classes(load_params())
     except TrackingUnavailableError as error:
         click.echo(f"not known whether the champion has classes that are missing here: {error}", err=True)
+
+
+def _validate_elsewhere(path: Path, project: Path | None, reports: Path | None, as_json: bool) -> None:
+    from flows.cli.folder import validate_folder
+    from refit.reports.validation import validation_markdown
+
+    reports = reports or Path(f"{path.absolute().name}-validation")
+    if project is None:
+        with contextlib.suppress(WorkspaceError):
+            project = _nearest_project()
+    summary = validate_folder(path, project, reports)
+    if as_json:
+        print_json(summary)
+    else:
+        click.echo(validation_markdown(summary))
+        click.echo(f"\nReport  {reports / 'validation.html'}")
+    if not summary.passed:
+        raise DataError(f"the data is not good enough: {'; '.join(summary.failures)}")
 
 
 @main.command()
