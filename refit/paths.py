@@ -17,6 +17,7 @@ MANIFEST = Path("data/manifest.parquet")  # ingest
 ACCIDENTS = Path(".refit/accidents.json")  # ingest, for the flow: what could not be inspected this time
 UNPACKED = Path("data/unpacked")  # ingest: the images, when the data source is an archive
 
+EXCEPTIONS = Path("data/exceptions.csv")  # what people have looked at and found good
 ACCEPTED = Path("data/accepted.parquet")  # validate
 REJECTED = Path("data/rejected.parquet")
 VALIDATION_SUMMARY = Path("reports/validation.json")

@@ -17,7 +17,20 @@ from pandera.errors import SchemaErrors
 
 from refit import modality, paths
 from refit.data.digests import data_digest, split_digest
-from refit.data.rules import RETIRED, Rule, all_of, broken, found, manifest_schema, row_schema, rules_of
+from refit.data.exceptions import NONE as EXCEPTIONLESS
+from refit.data.exceptions import excepted, read_exceptions, unused
+from refit.data.rules import (
+    EXCUSED,
+    RETIRED,
+    Rule,
+    all_of,
+    broken,
+    found,
+    manifest_schema,
+    of_set,
+    row_schema,
+    rules_of,
+)
 from refit.data.set_rules import AMONG_USABLE, ON_OUTCOME
 from refit.data.summary import RuleSummary, ValidationSummary
 from refit.errors import DataError, run_stage
@@ -45,7 +58,8 @@ def main() -> None:
     params = load_params()
     paths.ACCEPTED.unlink(missing_ok=True)
     manifest = pd.read_parquet(paths.MANIFEST)
-    verdict = judge(manifest, params)
+    finders = [name for name in rules_of(params) if name not in ON_OUTCOME]
+    verdict = judge(manifest, params, read_exceptions(paths.EXCEPTIONS, finders))
     summary = summarize(manifest, verdict, params)
     publish_table(paths.REJECTED, verdict.rejected)
     publish_record(paths.VALIDATION_SUMMARY, summary)
@@ -60,8 +74,8 @@ def main() -> None:
     say(f"{len(verdict.accepted):,} accepted, {len(verdict.rejected):,} rejected: {paths.VALIDATION_REPORT}")
 
 
-def judge(manifest: pd.DataFrame, params: Params) -> Verdict:
-    """Apply all rules.
+def judge(manifest: pd.DataFrame, params: Params, exceptions: pd.DataFrame | None = None) -> Verdict:
+    """Apply all rules; findings on the list of exceptions (`refit/data/exceptions.py`) have no consequence.
 
     Raises:
         DataError: the manifest itself is not what this version of Refit writes.
@@ -69,14 +83,22 @@ def judge(manifest: pd.DataFrame, params: Params) -> Verdict:
     columns = modality.rules(params.data.modality)
     _check_manifest(manifest, manifest_schema(columns.manifest_columns()))
     rules = rules_of(params)
-    findings = _of_single_rows(manifest, params)
+    known = EXCEPTIONLESS if exceptions is None else exceptions
+    every = _of_single_rows(manifest, params)
+    findings = every[~excepted(every, manifest, known)]
     for name, find in AMONG_USABLE.items():
         if rules[name].policy != "off":
-            findings = all_of([findings, find(manifest[_reasons(manifest, findings, rules).isna()], params)])
+            more = find(manifest[_usable(manifest, findings, rules)], params)
+            every = all_of([every, more])
+            findings = all_of([findings, more[~excepted(more, manifest, known)]])
     reasons = _reasons(manifest, findings, rules)
+    excused = manifest["error"].notna() & reasons.isna() & ~manifest["label"].isin(params.validate.retired_labels)
+    reasons = reasons.mask(excused, manifest["error"])
     first = findings.drop_duplicates("row").set_index("row").reindex(manifest.index)
-    judged = manifest.assign(reason=reasons, rule=first["rule"].where(reasons.notna(), ""), twin=first["twin"])
-    findings = all_of([findings, *(find(judged, params) for find in ON_OUTCOME.values())])
+    rule = first["rule"].where(reasons.notna(), "").mask(excused, EXCUSED)
+    judged = manifest.assign(reason=reasons, rule=rule, twin=first["twin"])
+    unused_ones = of_set("unused_exception", unused(every, manifest, known))
+    findings = all_of([findings, *(find(judged, params) for find in ON_OUTCOME.values()), unused_ones])
     findings["policy"] = findings["rule"].map(lambda name: rules[name].policy)
     findings = findings[findings["policy"] != "off"].reset_index(drop=True)
     is_accepted = reasons.isna()
@@ -101,6 +123,10 @@ def _of_single_rows(manifest: pd.DataFrame, params: Params) -> pd.DataFrame:
             broken(rest, row_schema(params.validate, columns)),
         ]
     )
+
+
+def _usable(manifest: pd.DataFrame, findings: pd.DataFrame, rules: dict[str, Rule]) -> pd.Series:
+    return _reasons(manifest, findings, rules).isna() & manifest["error"].isna()
 
 
 def _reasons(manifest: pd.DataFrame, findings: pd.DataFrame, rules: dict[str, Rule]) -> pd.Series:

@@ -54,7 +54,7 @@ OWNERS = {
         "flows.tools.state_mirror",
     },
     "mlflow": {"refit.registry", "refit.model.serving"},
-    "pandera": {"tasks.validate", "refit.data.rules", "refit.modality"},
+    "pandera": {"tasks.validate", "refit.data.rules", "refit.data.exceptions", "refit.modality"},
     "torchvision": {"refit.modality.image"},
     "ruamel": {"refit.params"},
     "httpx": {"refit.checkpoint.download", "flows.tools.liveness"},

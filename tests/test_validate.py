@@ -10,6 +10,7 @@ import pytest
 
 from refit import paths
 from refit.data.classes import require_classes
+from refit.data.exceptions import read_exceptions
 from refit.errors import DataError
 from refit.params import Params, load_params
 from tasks import ingest, validate
@@ -238,3 +239,45 @@ def test_what_the_report_shows_is_escaped(images: Path, edit_params: Callable[..
     with pytest.raises(DataError):
         run_stages(edit_params, validate__max_rejected_fraction=0.0)
     assert "<script>alert" not in paths.VALIDATION_REPORT.read_text()
+
+
+def exceptions_of(*rows: tuple[int, str]) -> pd.DataFrame:
+    lines = [f"{number:064x},{rule},looked at,Ada" for number, rule in rows]
+    paths.EXCEPTIONS.parent.mkdir(exist_ok=True)
+    paths.EXCEPTIONS.write_text("\n".join(["sha256,rule,reason,who", *lines, ""]))
+    return read_exceptions(paths.EXCEPTIONS, ["side", "two_labels", "damaged"])
+
+
+def test_what_a_person_has_looked_at_has_no_consequence(project: Path) -> None:
+    clash = {"content_sha256": f"{4:064x}", "label": "cat"}
+    table = manifest({"width": 3}, clash, {"error": "damaged image", "rule": "damaged"})
+    known = exceptions_of((1000, "side"), (1001, "two_labels"), (4, "two_labels"), (1002, "damaged"))
+    verdict = judge(table, load_params(), known)
+    assert verdict.failures == ()
+    assert list(verdict.rejected["rule"]) == ["excused"], "what cannot be read cannot be used, whoever says so"
+    assert len(verdict.accepted) == 62
+
+
+def test_an_exception_that_is_not_needed_any_more_is_reported(project: Path) -> None:
+    verdict = judge(manifest(), load_params(), exceptions_of((4, "side")))
+    assert list(verdict.findings["rule"]) == ["unused_exception"]
+    assert (
+        "nothing found any more for 000000000000…, side (looked at, Ada); take it out" in verdict.findings["reason"][0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sha256,rule,reason,who\nabc,side,x,Ada\n", "row 1, sha256: must be a SHA-256"),
+        (f"sha256,rule,reason,who\n{0:064x},sied,x,Ada\n", "row 1, rule: is no rule of params.yaml"),
+        (f"sha256,rule,reason,who\n{0:064x},side,,Ada\n", "row 1, reason: must not be empty"),
+        ("a,b\n1,2\n", "columns must be sha256,rule,reason,who"),
+        ("", "cannot be read as a table"),
+    ],
+)
+def test_a_list_of_exceptions_that_says_nothing_is_refused(project: Path, text: str, expected: str) -> None:
+    paths.EXCEPTIONS.parent.mkdir(exist_ok=True)
+    paths.EXCEPTIONS.write_text(text)
+    with pytest.raises(DataError, match=expected):
+        read_exceptions(paths.EXCEPTIONS, ["side"])

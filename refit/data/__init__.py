@@ -1,3 +1,14 @@
 """Where examples come from, and what is different between two sets of them. No torch."""
 
-__all__ = ["changes", "children", "classes", "digests", "inspection", "rules", "set_rules", "sources", "summary"]
+__all__ = [
+    "changes",
+    "children",
+    "classes",
+    "digests",
+    "exceptions",
+    "inspection",
+    "rules",
+    "set_rules",
+    "sources",
+    "summary",
+]

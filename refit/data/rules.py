@@ -26,7 +26,10 @@ and the path of the other example, where there is one."""
 RETIRED = "retired"
 """The rule of `validate.retired_labels`: always rejects."""
 
-_HARMLESS = {RETIRED, "duplicate", "two_splits"}
+EXCUSED = "excused"
+"""Of what cannot be used, in place of its rule, where data/exceptions.csv knows it."""
+
+_HARMLESS = {RETIRED, EXCUSED, "duplicate", "two_splits"}
 """Rules whose rejects say nothing against the source: they do not count for `validate.max_rejected_fraction`."""
 
 
@@ -51,7 +54,10 @@ class Rule:
 
 def rules_of(params: Params) -> dict[str, Rule]:
     """All rules by name, in the order of their sections."""
-    rules = {RETIRED: Rule(RETIRED, "reject", "label is one of `validate.retired_labels`")}
+    rules = {
+        RETIRED: Rule(RETIRED, "reject", "label is one of `validate.retired_labels`"),
+        EXCUSED: Rule(EXCUSED, "reject", "cannot be used, which data/exceptions.csv knows"),
+    }
     for section in (params.validate.rules, params.of_modality.validate.rules):
         described = TypeAdapter(type(section)).json_schema()["properties"]
         rules |= {

@@ -73,6 +73,7 @@ class Rules:
     two_splits: Annotated[Policy, Field(description="the same picture is in two splits")]
     too_many_rejected: Annotated[PolicyOfSet, Field(description="more rejected than `validate.max_rejected_fraction`")]
     class_without_images: Annotated[PolicyOfSet, Field(description="an expected class has no accepted image")]
+    unused_exception: Annotated[PolicyOfSet, Field(description="an exception to which nothing corresponds any more")]
     too_few_images: Annotated[PolicyOfSet, Field(description="fewer than `validate.min_images_per_class`")]
 
 
