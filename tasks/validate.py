@@ -96,6 +96,7 @@ def judge(manifest: pd.DataFrame, params: Params, exceptions: pd.DataFrame | Non
     reasons = reasons.mask(excused, manifest["error"])
     first = findings.drop_duplicates("row").set_index("row").reindex(manifest.index)
     rule = first["rule"].where(reasons.notna(), "").mask(excused, EXCUSED)
+    manifest = manifest.drop(columns="signature")
     judged = manifest.assign(reason=reasons, rule=rule, twin=first["twin"])
     unused_ones = of_set("unused_exception", unused(every, manifest, known))
     findings = all_of([findings, *(find(judged, params) for find in ON_OUTCOME.values()), unused_ones])

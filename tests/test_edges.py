@@ -72,7 +72,11 @@ EDITS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "refit/modality/image/rules.py": (appended("refit/modality/image/rules.py"), {"validate"}),
     "refit/modality/image/weights.py": (appended("refit/modality/image/weights.py"), {"fetch", "finetune"}),
     "refit/modality/image/networks.py": (appended("refit/modality/image/networks.py"), {"finetune", "evaluate"}),
-    "refit/modality/image/files.py": (appended("refit/modality/image/files.py"), {"ingest", "finetune", "evaluate"}),
+    "refit/modality/image/files.py": (
+        appended("refit/modality/image/files.py"),
+        {"ingest", "validate", "finetune", "evaluate"},
+    ),
+    "refit/modality/image/duplicates.py": (appended("refit/modality/image/duplicates.py"), {"validate"}),
     "refit/training/loop.py": (appended("refit/training/loop.py"), {"finetune"}),
     "refit/checkpoint/download.py": (appended("refit/checkpoint/download.py"), {"fetch"}),
     "refit/checkpoint/buckets.py": (appended("refit/checkpoint/buckets.py"), {"fetch"}),

@@ -4,13 +4,13 @@ It answers each path that arrives with what `files.inspect` says, in JSON, until
 more than that needs, has none of its parent's environment but paths, and may take so much memory and no more.
 """
 
-import json
 import resource
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+import msgspec
 
 from .. import modality
 from ..modality.contract import Inspection
@@ -31,7 +31,7 @@ def main() -> None:
             path = connection.recv_bytes().decode("utf-8", "surrogateescape")
         except EOFError:
             return
-        connection.send_bytes(json.dumps(asdict(inspect(files.inspect, files.INSPECTED, Path(path)))).encode())
+        connection.send_bytes(msgspec.json.encode(inspect(files.inspect, files.INSPECTED, Path(path))))
 
 
 def inspect(look: Callable[[Path], Inspection], kind: type[Inspection], path: Path) -> Inspection:

@@ -29,7 +29,7 @@ RETIRED = "retired"
 EXCUSED = "excused"
 """Of what cannot be used, in place of its rule, where data/exceptions.csv knows it."""
 
-_HARMLESS = {RETIRED, EXCUSED, "duplicate", "two_splits"}
+_HARMLESS = {RETIRED, EXCUSED, "duplicate", "leak"}
 """Rules whose rejects say nothing against the source: they do not count for `validate.max_rejected_fraction`."""
 
 
@@ -103,6 +103,7 @@ def manifest_schema(columns: dict[str, pa.Column]) -> pa.DataFrameSchema:
             "content_sha256": pa.Column(str),
             "bytes": pa.Column("int64", pa.Check.ge(0)),
             "group": pa.Column(str),
+            "signature": pa.Column(object),
             "error": pa.Column("string", nullable=True),
             "rule": pa.Column(str),
             **columns,

@@ -9,25 +9,21 @@ They run in the order in which they stand here. A new one is a function here, a 
 
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 
+from .. import modality
 from ..params import SPLITS, Params
 from .classes import without_images
+from .duplicates import leaks, near_duplicates
 from .rules import found, of_set, rules_of
 
 SetRule = Callable[[pd.DataFrame, Params], pd.DataFrame]
 
 
 def _two_labels(rows: pd.DataFrame, _params: Params) -> pd.DataFrame:
-    return _contradicting("two_labels", rows, "label")
-
-
-def _two_splits(rows: pd.DataFrame, _params: Params) -> pd.DataFrame:
-    return _contradicting("two_splits", rows, "split")
-
-
-def _contradicting(rule: str, rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Equal contents that differ in a column. The twin of each is the first one that differs from it."""
+    """Equal contents whose labels differ. The twin of each is the first one that differs from it."""
+    rule, column = "two_labels", "label"
     clashes = rows[rows.groupby("content_sha256")[column].transform("nunique") > 1]
     if clashes.empty:
         return found(rule, clashes["path"])
@@ -48,6 +44,17 @@ def _duplicate(rows: pd.DataFrame, _params: Params) -> pd.DataFrame:
     keys = ["content_sha256", "label", "split"]
     twins = rows.groupby(keys)["path"].transform("first")[rows.duplicated(keys)].astype("str")
     return found("duplicate", "duplicate: the same picture as " + twins, twins)
+
+
+def _leak(rows: pd.DataFrame, params: Params) -> pd.DataFrame:
+    """What is learned from and, nearly the same, judged by; `duplicates.py` says which of the two leaves."""
+    told = np.flatnonzero(rows["signature"].map(len))
+    pairs = np.empty((0, 2), dtype=np.int64)
+    if len(told):
+        signatures = np.frombuffer(b"".join(rows["signature"].iloc[told]), dtype=np.uint8).reshape(len(told), -1)
+        pairs = told[near_duplicates(signatures, modality.duplicates(params.data.modality))]
+    leaking = leaks(rows, pairs).set_index("row")
+    return found("leak", leaking["reason"], leaking["twin"])
 
 
 def _too_many_rejected(judged: pd.DataFrame, params: Params) -> pd.DataFrame:
@@ -99,8 +106,8 @@ def _too_few_images(judged: pd.DataFrame, params: Params) -> pd.DataFrame:
 
 AMONG_USABLE: dict[str, SetRule] = {
     "two_labels": _two_labels,
-    "two_splits": _two_splits,
     "duplicate": _duplicate,
+    "leak": _leak,
 }
 
 ON_OUTCOME: dict[str, SetRule] = {

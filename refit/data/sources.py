@@ -4,7 +4,7 @@
 
 Layouts, in the order in which they are recognised:
 
-    photos/labels.csv (or labels.parquet)     a table with path, label and optionally split, beside its images
+    photos/labels.csv (or labels.parquet)     a table with path, label and optionally split and group, beside its images
     photos/{train,val,test}/<class>/*         splits given by folders; a missing one is made from train
     photos/<class>/*                          a folder per class
     labels.csv, labels.parquet                a table alone; paths count from its folder
@@ -16,7 +16,7 @@ A single file that cannot be used (a stray one, a link out of the source) is an 
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NoReturn
 
@@ -36,12 +36,14 @@ _IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled file. `split` is what the source says, if it does; `error` is why it cannot be used."""
+    """One labelled file. `split` is what the source says, if it does; `error` is why it cannot be used; examples of one
+    `group` (a patient, a device, a burst) stay on one side."""
 
     path: Path
     label: str
     split: str | None = None
     error: str | None = None
+    group: str = ""
 
 
 def list_examples(source: Path, unpack_to: Path) -> list[Example]:
@@ -180,12 +182,13 @@ def _from_table(table: Path) -> list[Example]:
     if missing:
         raise DataError(
             f"{table} has no column {' and no column '.join(sorted(missing))}; it has: "
-            f"{', '.join(map(str, frame.columns))}; expected path, label and optionally split"
+            f"{', '.join(map(str, frame.columns))}; expected path, label and optionally split and group"
         )
-    splits = frame["split"] if "split" in frame.columns else [None] * len(frame)
+    optional = [frame[name] if name in frame.columns else [None] * len(frame) for name in ("split", "group")]
+    rows = zip(frame["path"], frame["label"], *optional, strict=True)
     return [
-        _table_row(table, str(path), label, split, row)
-        for row, (path, label, split) in enumerate(zip(frame["path"], frame["label"], splits, strict=True), start=1)
+        replace(_table_row(table, str(path), label, split, row), group=_text(group))
+        for row, (path, label, split, group) in enumerate(rows, start=1)
     ]
 
 
@@ -203,7 +206,7 @@ def _read_table(table: Path) -> "pd.DataFrame":
 def _table_row(table: Path, path: str, label: object, split: object, row: int) -> Example:
     location = PurePosixPath(path)
     target = table.parent / path
-    text = "" if label is None or label != label else str(label)
+    text = _text(label)
     climbs = os.path.normpath(path).split("/")[0] == ".."
     if not path or location.is_absolute() or climbs or _leads_away(target, table.parent):
         return Example(table, text, error=f"row {row}: path {path!r} is empty or leaves the table's folder")
@@ -215,6 +218,10 @@ def _table_row(table: Path, path: str, label: object, split: object, row: int) -
     if known is None:
         return Example(target, text, error=f"row {row}: split {split!r} is not one of {', '.join(SPLITS)}")
     return Example(target, text, split=known)
+
+
+def _text(value: object) -> str:
+    return "" if value is None or value != value else str(value)
 
 
 def _single_folder_inside(folder: Path) -> Path:

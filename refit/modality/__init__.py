@@ -1,11 +1,12 @@
 """The one seam where a kind of example plugs in: pictures now, text next.
 
 A modality is a folder here, whose name `data.modality` of params.yaml says; the section of that name in params.yaml has
-its settings. It is eight files, each of which keeps a Protocol of `contract.py`:
+its settings. It is nine files, each of which keeps a Protocol of `contract.py`:
 
     settings        what params.yaml may say of it, and the names of its networks
     files        *  from a file to what the manifest says of it
     rules           which files are good enough
+    duplicates      which files show the same
     preprocessing*  what weights bring along: how an example becomes an array
     examples     *  from a file or a request to an array
     networks     *  from arrays to logits
@@ -13,7 +14,7 @@ its settings. It is eight files, each of which keeps a Protocol of `contract.py`
     augment         random changes while a network learns
 
 `own` beside them is how a network of the user's is found (`finetune.model: package.module:factory`).
-A registered model carries those with a star; all but the last three are imported without torch.
+A registered model carries those with a star; all but networks, weights and augment are imported without torch.
 Nothing outside of such a folder knows which kind there is, and nothing compares its name.
 """
 
@@ -23,11 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from .contract import Augmentation, Examples, Files, Networks, Preprocessing, Rules, Settings, Weights
+    from .contract import Augmentation, Duplicates, Examples, Files, Networks, Preprocessing, Rules, Settings, Weights
 
 __all__ = [
     "augmentation",
     "contract",
+    "duplicates",
     "examples",
     "files",
     "names",
@@ -58,6 +60,11 @@ def files(name: str) -> "Files":
 def rules(name: str) -> "Rules":
     """Which of them are good enough."""
     return cast("Rules", _part(name, "rules"))
+
+
+def duplicates(name: str) -> "Duplicates":
+    """Which of them show the same."""
+    return cast("Duplicates", _part(name, "duplicates"))
 
 
 def preprocessing(name: str) -> "Preprocessing":

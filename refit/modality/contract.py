@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from torch import Tensor, nn
 
+Signature = bytes  # the name `bytes` is that of a field below
+
 Opaque = Any
 """Understood by the modality alone."""
 
@@ -27,7 +29,7 @@ class Inspection:
     sha256: str = ""  # of the file's bytes
     bytes: int = 0
     content_sha256: str = ""  # of what the file says, decoded: equal for a copy with other metadata
-    group: str = ""  # a coarse signature that near-duplicates share
+    signature: Signature = b""  # what near-duplicates are told by, of one length for all; empty: not looked for
     error: str | None = None
     rule: str = ""  # with an `error`: the one in params.yaml that it breaks
     is_accident: bool = False  # the error is of this time and machine only, not of the file
@@ -99,6 +101,20 @@ class Rules(Protocol):
     def manifest_columns(self) -> "dict[str, pa.Column]": ...
 
     def row_columns(self, settings: Opaque) -> "dict[str, pa.Column]": ...
+
+
+class Duplicates(Protocol):
+    """`duplicates.py`: how near-duplicates are told; `refit/data/duplicates.py` searches. An example has a hash of 64
+    bits for each view of it, first of all as it is. It is a candidate where one of them is within that view's radius
+    (at most 11 bits) of the first hash of another. `same` has the last word, on (k, 3 or more) rows of two examples
+    and the view of the first."""
+
+    @property
+    def RADII(self) -> tuple[int, ...]: ...  # noqa: N802
+
+    def hashes_of(self, signatures: "np.ndarray") -> "np.ndarray": ...
+
+    def same(self, signatures: "np.ndarray", candidates: "np.ndarray") -> "np.ndarray": ...
 
 
 class Preprocessing(Protocol):

@@ -70,7 +70,7 @@ class Rules:
     label: Annotated[Policy, Field(description="label missing, or not allowed by `validate.labels`")]
     duplicate: Annotated[Policy, Field(description="duplicate: the same under the same label in the same split")]
     two_labels: Annotated[Policy, Field(description="the same picture has two labels")]
-    two_splits: Annotated[Policy, Field(description="the same picture is in two splits")]
+    leak: Annotated[Policy, Field(description="leak: nearly the same, or of one group, in a split that judges")]
     too_many_rejected: Annotated[PolicyOfSet, Field(description="more rejected than `validate.max_rejected_fraction`")]
     class_without_images: Annotated[PolicyOfSet, Field(description="an expected class has no accepted image")]
     unused_exception: Annotated[PolicyOfSet, Field(description="an exception to which nothing corresponds any more")]

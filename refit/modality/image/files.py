@@ -38,7 +38,7 @@ MAX_ASPECT = 50
 """The longest shape, as long side by short side. A network sees a square of the picture whose shorter side is scaled
 to it first: at 1:2500, a PNG of a few kilobytes would become 1.4 GB of pixels on the way."""
 
-_HASH_SIDE = 32
+SIGNATURE_SIDE, COLOUR_SIDE = 32, 8
 _MEASURED_SIDE = 512  # brightness, contrast and sharpness are those of the picture at this size
 _CODECS = ("pil", "jpg", "libjpeg_turbo", "zlib", "zlib_ng", "webp", "libtiff", "avif", "littlecms2")
 """What decodes FORMATS and converts colours, in Pillow's names."""
@@ -66,7 +66,6 @@ class ImageInspection(Inspection):
     contrast: float = 0.0  # standard deviation of gray
     sharpness: float = 0.0  # standard deviation of the Laplacian of gray
     warnings: str = ""  # of the decoder, and what it could only guess
-    phash: str = ""  # 64-bit perceptual hash, 16 hexadecimal digits: near images differ in few bits
 
 
 INSPECTED = ImageInspection
@@ -194,7 +193,6 @@ def inspect(path: Path) -> ImageInspection:
         return ImageInspection(sha256=sha256, bytes=len(content), error=str(error), rule=error.rule)
     rgb = to_rgb(image)
     brightness, contrast, sharpness = _measures(rgb)
-    phash, group = _perceptual_hashes(rgb)
     return ImageInspection(
         sha256=sha256,
         bytes=len(content),
@@ -208,8 +206,7 @@ def inspect(path: Path) -> ImageInspection:
         contrast=contrast,
         sharpness=sharpness,
         warnings="; ".join(dict.fromkeys([*(_one_line(warning.message) for warning in said), *_guesses(image)])),
-        phash=phash,
-        group=group,
+        signature=_signature(rgb),
     )
 
 
@@ -239,33 +236,12 @@ def _measures(rgb: Image.Image) -> tuple[float, float, float]:
     return round(float(gray.mean()), 2), round(float(gray.std()), 2), round(sharpness, 2)
 
 
-def _integer_dct(side: int) -> np.ndarray:
-    """DCT-II matrix scaled to integers, so that every machine computes the very same hash."""
-    k, n = np.arange(side)[:, None], np.arange(side)[None, :]
-    return np.asarray(np.rint(np.cos(np.pi * k * (2 * n + 1) / (2 * side)) * 4096), dtype=np.int64)
-
-
-_DCT = _integer_dct(_HASH_SIDE)
-
-
-def _perceptual_hashes(rgb: Image.Image) -> tuple[str, str]:
-    """(phash, group) from the low frequencies of the picture's brightness.
-
-    The phash (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions") compares the
-    8 x 8 lowest frequencies with their median. The group keeps only the signs of the lowest 4 x 4 but the mean:
-    these coefficients are large, so re-encoding or resizing a picture rarely turns one.
-    """
-    gray = np.asarray(rgb.convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.BILINEAR), dtype=np.int64)
-    frequencies = _DCT @ gray @ _DCT.T
-    low = frequencies[:8, :8].ravel()
-    phash = _as_hex(low > np.median(low[1:]), digits=16)
-    group = _as_hex(frequencies[:4, :4].ravel()[1:] > 0, digits=4)
-    return phash, group
-
-
-def _as_hex(bits: np.ndarray, digits: int) -> str:
-    number = int("".join("1" if bit else "0" for bit in bits), 2)
-    return f"{number:0{digits}x}"
+def _signature(rgb: Image.Image) -> bytes:
+    """Of the whole picture: brightness as 32 x 32 and two differences of colour as 8 x 8 bytes each; the shorter side,
+    at most 255."""
+    parts = zip(rgb.convert("YCbCr").split(), (SIGNATURE_SIDE, COLOUR_SIDE, COLOUR_SIDE), strict=True)
+    small = [part.resize((side, side), Image.Resampling.BILINEAR).tobytes() for part, side in parts]
+    return b"".join(small) + bytes([min(*rgb.size, 255)])
 
 
 _POINTERS = {

@@ -17,7 +17,6 @@ def manifest_columns() -> dict[str, pa.Column]:
         "contrast": pa.Column("float64"),
         "sharpness": pa.Column("float64"),
         "warnings": pa.Column(str),
-        "phash": pa.Column(str),
     }
 
 

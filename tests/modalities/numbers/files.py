@@ -38,7 +38,6 @@ def inspect(path: Path) -> Inspected:
         sha256=sha256,
         bytes=len(content),
         content_sha256=said,
-        group=said[:8],
         largest=max(map(abs, numbers)),
         sign="plus" if sum(numbers) > 0 else "minus",
     )

@@ -1,0 +1,234 @@
+"""Pictures that show the same: copies that were re-encoded, resized, mirrored, cropped, shifted, brightened.
+
+    hashes = hashes_of(signatures)                  what is searched (`refit/data/duplicates.py`)
+    same(signatures, candidates)                    what is believed of what was found
+
+Two looks. The first is exact arithmetic on 64-bit perceptual hashes: those of the whole pictures differ in few bits,
+mirrored or not; or that of one picture and that of one of 44 windows of the other. The second is at pixels: the two
+signatures are laid over each other as well as they can be, and must then be the same but for brightness and contrast.
+
+A window's hash needs no window: resampling and the cosine transform are linear, so each is a pair of small matrices
+around the picture's brightness. They are integers, and their products stay below 2^53: every machine finds the same.
+"""
+
+import itertools
+
+import numpy as np
+
+from .files import COLOUR_SIDE, SIGNATURE_SIDE
+
+_CROPS = ((0.0, 1.0), (0.0, 0.95), (0.05, 1.0), (0.0, 0.9), (0.1, 1.0), (0.05, 0.95))
+_SHIFTS = ((0.0, 1.0), (-0.125, 0.875), (0.125, 1.125))  # a pixel of a digit
+_WINDOWS = (*itertools.product(_CROPS, _CROPS), *list(itertools.product(_SHIFTS, _SHIFTS))[1:])
+"""What is seen of a picture, down and across, as shares of it; beyond its edge, the edge goes on."""
+RADII = (11, *[7] * (len(_WINDOWS) - 1)) * 2
+"""Bits, by view: of the whole picture 11 (96 % of photos half as bright again lie within, 91 % of those turned by 2
+degrees), of a window 7 (98 % of crops of 5 %, 94 % of crops of 10 %), then the same mirrored."""
+
+_SIDE = SIGNATURE_SIDE
+_PIECE = 256  # pictures at once: what they need stays in a processor's cache
+
+_LEAST_CORRELATION = 0.92
+_LEAST_OF_SMALL, _SMALL_SIDE = 0.985, 32
+"""A picture of a few pixels has many that look alike: of 1,797 digits of 8 x 8, 665 pairs would pass as photos do."""
+
+_LEAST_DETAIL = 0.87
+"""Photos of clothes before one curtain correlate at 0.97, but not in what is left without the coarse; copies do."""
+_LEAST_DETAIL_OF_SMALL = 0.94
+_LARGEST_COLOUR_DIFFERENCE = 12.0  # of 255, on average
+_LEAST_CONTRAST = 3.0  # standard deviation of the brightness: a flat picture looks like any other flat one
+_LARGEST_GAIN = 2.5
+_LEAST_OVERLAP = 0.6
+
+
+def hashes_of(signatures: np.ndarray) -> np.ndarray:
+    """(n, …) uint8, of `files.inspect` -> (n, 88) uint64: perceptual hashes of the whole, which comes first, and its
+    windows; then mirrored. (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions")"""
+    hashes = np.empty((len(signatures), 2, len(_WINDOWS)), dtype=np.uint64)
+    matrices = [(_cosines() @ _cut(*down), _cosines() @ _cut(*across)) for down, across in _WINDOWS]
+    for start in range(0, len(signatures), _PIECE):
+        piece = slice(start, start + _PIECE)
+        brightness = _brightness(signatures[piece]).astype(np.float64)
+        for number, (rows, columns) in enumerate(matrices):
+            frequencies = rows @ brightness @ columns.T  # (k, 8, 8)
+            hashes[piece, 0, number] = _bits(frequencies)
+            hashes[piece, 1, number] = _bits(frequencies * _MIRROR)
+    return hashes.reshape(len(signatures), -1)
+
+
+def same(signatures: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """(k,) bool: whether the pictures of each candidate show the same.
+
+    Args:
+        candidates: (k, 3 or more) int: one picture, another, and the view of the first that is like the second.
+    """
+    pieces = [candidates[start : start + _PIECE] for start in range(0, len(candidates), _PIECE)]
+    return np.concatenate([np.zeros(0, dtype=bool), *(_same(signatures, piece) for piece in pieces)])
+
+
+def _same(signatures: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    correlation, detail, gain, overlap, colour, contrast = look(signatures, candidates)
+    is_small = signatures[candidates[:, :2], -1].min(axis=1) < _SMALL_SIDE
+    return np.asarray(
+        (correlation >= np.where(is_small, _LEAST_OF_SMALL, _LEAST_CORRELATION))
+        & (detail >= np.where(is_small, _LEAST_DETAIL_OF_SMALL, _LEAST_DETAIL))
+        & (np.abs(np.log(gain)) <= np.log(_LARGEST_GAIN))
+        & (overlap >= _LEAST_OVERLAP)
+        & (colour <= _LARGEST_COLOUR_DIFFERENCE)
+        & (contrast >= _LEAST_CONTRAST)
+    )
+
+
+def look(signatures: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Lay the first picture of each candidate over the second (Lucas and Kanade 1981, "An iterative image registration
+    technique"): scale and shift of each axis, and gain and offset of the brightness, by least squares.
+
+    Returns:
+        (k,) each: correlation where they overlap, that of what is left without the coarse, gain, share of the second
+        that is overlapped, mean difference of colour, and the lower contrast of the two.
+    """
+    first, second = signatures[candidates[:, 0]], signatures[candidates[:, 1]]
+    source, target = _brightness(first).astype(np.float32), _brightness(second).astype(np.float32)
+    mirrored, windows = np.divmod(candidates[:, 2], len(_WINDOWS))
+    mirrored = mirrored == 1
+    source[mirrored] = source[mirrored, :, ::-1]
+    warp = _WARPS[windows]  # (k, 4): scale and shift down, scale and shift across
+    warp[mirrored, 3] *= -1
+    coarse = [part.reshape(-1, _SIDE // 2, 2, _SIDE // 2, 2).mean(axis=(2, 4)) for part in (source, target)]
+    for seen, goal in [coarse] * 6 + [[source, target]] * 2:
+        warp += _step(seen, goal, warp)
+    seen, inside = _warped(source, warp)
+    slope, offset = _line(seen, target, inside)
+    expected = np.clip(slope[:, None, None] * seen + offset[:, None, None], 0, 255)
+    colour = _colour_difference(first, second, mirrored, slope)
+    contrast = np.minimum(source.std(axis=(1, 2)), target.std(axis=(1, 2)))
+    overlap = inside.mean(axis=(1, 2))
+    detail = _correlation(_detail(expected), _detail(target), inside)
+    return _correlation(expected, target, inside), detail, np.maximum(slope, 1e-3), overlap, colour, contrast
+
+
+def _step(source: np.ndarray, target: np.ndarray, warp: np.ndarray) -> np.ndarray:
+    """(k, 4): how the warp improves, by one step of Gauss and Newton."""
+    seen, inside = _warped(source, warp)
+    slope, offset = _line(seen, target, inside)
+    down, across = np.gradient(seen, np.float32(2 / seen.shape[1]), axis=(1, 2))
+    down *= (slope / warp[:, 0])[:, None, None]
+    across *= (slope / warp[:, 2])[:, None, None]
+    unit = _unit(seen.shape[1])
+    parts = np.stack([down * unit[:, None], down, across * unit, across, seen, np.ones_like(seen)], axis=1)
+    counts = _unclipped(target, inside)
+    parts = (parts * counts[:, None]).reshape(len(seen), 6, seen[0].size)
+    rest = ((target - slope[:, None, None] * seen - offset[:, None, None]) * counts).reshape(len(seen), seen[0].size, 1)
+    normal = parts @ parts.transpose(0, 2, 1)
+    damping = (1e-3 * np.trace(normal, axis1=1, axis2=2)[:, None, None] / 6 + 1e-3) * np.eye(6, dtype=np.float32)
+    step = np.linalg.solve(normal + damping, parts @ rest)[:, :4, 0]
+    step = np.clip(step, -0.1, 0.1)
+    step[:, ::2] = np.clip(warp[:, ::2] + step[:, ::2], 0.5, 2.0) - warp[:, ::2]
+    return np.asarray(step, dtype=np.float32)
+
+
+def _warped(source: np.ndarray, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The source under the target's pixels, and which of these it covers: (k, side, side) float32 and bool."""
+    unit = _unit(source.shape[1])
+    rows, columns = (warp[:, axis, None] * unit + warp[:, axis + 1, None] for axis in (0, 2))
+    inside = (np.abs(rows) <= 1)[:, :, None] & (np.abs(columns) <= 1)[:, None, :]
+    seen = _interpolated(source, rows).transpose(0, 2, 1)
+    return _interpolated(seen, columns).transpose(0, 2, 1), inside
+
+
+def _interpolated(lines: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Between the lines (axis 1) of each picture, at places from -1 to 1."""
+    side = lines.shape[1]
+    place = np.clip((where + 1) * (side / 2) - 0.5, 0, side - 1)
+    below = np.minimum(place.astype(np.int64), side - 2)
+    share = (place - below).astype(np.float32)[:, :, None]
+    low = np.take_along_axis(lines, below[:, :, None], axis=1)
+    high = np.take_along_axis(lines, below[:, :, None] + 1, axis=1)
+    return np.asarray(low + (high - low) * share)
+
+
+def _line(seen: np.ndarray, target: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(k,) each: slope and offset of the target's brightness as a line of the seen one's."""
+    mean_seen, mean_target, of_seen, _, of_both = _moments(seen, target, _unclipped(target, inside))
+    slope = of_both / np.maximum(of_seen, 1e-3)
+    return slope, mean_target - slope * mean_seen
+
+
+def _correlation(seen: np.ndarray, target: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    _, _, of_seen, of_target, of_both = _moments(seen, target, inside)
+    return np.asarray(of_both / np.sqrt(np.maximum(of_seen * of_target, 1e-6)))
+
+
+def _detail(pictures: np.ndarray) -> np.ndarray:
+    """What is left without what a square of 5 x 5 around has on average."""
+    padded = np.pad(pictures, ((0, 0), (2, 2), (2, 2)), mode="edge")
+    down = np.sum([padded[:, shift : shift + _SIDE] for shift in range(5)], axis=0)
+    return np.asarray(pictures - np.sum([down[:, :, shift : shift + _SIDE] for shift in range(5)], axis=0) / 25)
+
+
+def _unclipped(target: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Pixels that say how bright: not those that a brighter copy has at its limit, unless these are nearly all."""
+    between = inside & (target > 4) & (target < 251)
+    is_enough = between.mean(axis=(1, 2)) >= 1 / 8
+    return np.where(is_enough[:, None, None], between, inside)
+
+
+def _moments(seen: np.ndarray, target: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Means, variances and covariance where the seen picture lies."""
+    count = np.maximum(inside.sum(axis=(1, 2)), 1).astype(np.float32)
+    mean_seen, mean_target = ((part * inside).sum(axis=(1, 2)) / count for part in (seen, target))
+    from_seen, from_target = (
+        (part - mean[:, None, None]) * inside for part, mean in ((seen, mean_seen), (target, mean_target))
+    )
+    products = ((from_seen, from_seen), (from_target, from_target), (from_seen, from_target))
+    return mean_seen, mean_target, *(np.einsum("kij,kij->k", left, right) / count for left, right in products)
+
+
+def _colour_difference(first: np.ndarray, second: np.ndarray, mirrored: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Mean difference of the colours; none where one of the two is gray, as a copy may be."""
+    left, right = (
+        part[:, _SIDE**2 : -1].reshape(-1, 2, COLOUR_SIDE, COLOUR_SIDE).astype(np.float32) - 128
+        for part in (first, second)
+    )
+    left[mirrored] = left[mirrored, :, :, ::-1]
+    is_gray = (np.abs(left).max(axis=(1, 2, 3)) <= 1) | (np.abs(right).max(axis=(1, 2, 3)) <= 1)
+    differences = [np.abs(left * factor - right).mean(axis=(1, 2, 3)) for factor in (1, gain[:, None, None, None])]
+    return np.where(is_gray, 0, np.minimum(*differences))
+
+
+def _brightness(signatures: np.ndarray) -> np.ndarray:
+    return signatures[:, : _SIDE**2].reshape(-1, _SIDE, _SIDE)
+
+
+def _unit(side: int) -> np.ndarray:
+    """Where the middles of pixels are, from -1 to 1."""
+    return ((np.arange(side) + 0.5) / side * 2 - 1).astype(np.float32)
+
+
+def _cosines() -> np.ndarray:
+    """The 8 lowest rows of the DCT-II, as integers."""
+    k, n = np.arange(8)[:, None], np.arange(_SIDE)
+    return np.rint(np.cos(np.pi * k * (2 * n + 1) / (2 * _SIDE)) * 512)
+
+
+def _cut(low: float, high: float) -> np.ndarray:
+    """(32, 32): a line of 32 pixels -> the part from `low` to `high` of it, again as 32 pixels, in 32nds."""
+    place = (low + (high - low) * (np.arange(_SIDE) + 0.5) / _SIDE) * _SIDE - 0.5
+    below = np.floor(place).astype(int)
+    share = np.rint((place - below) * 32)
+    matrix = np.zeros((_SIDE, _SIDE))
+    lines = np.arange(_SIDE)
+    np.add.at(matrix, (lines, np.clip(below, 0, _SIDE - 1)), 32 - share)
+    np.add.at(matrix, (lines, np.clip(below + 1, 0, _SIDE - 1)), share)
+    return matrix
+
+
+def _bits(frequencies: np.ndarray) -> np.ndarray:
+    """(k, 8, 8) -> (k,) uint64: which lie above their median, the mean brightness left out of it."""
+    flat = frequencies.reshape(len(frequencies), 64)
+    median = np.partition(flat[:, 1:], 31, axis=1)[:, 31]
+    return np.packbits(flat > median[:, None], axis=1).view(np.uint64).ravel()
+
+
+_MIRROR = np.where(np.arange(8) % 2, -1.0, 1.0)
+_WARPS = np.array([[b - a, a + b - 1, d - c, c + d - 1] for (a, b), (c, d) in _WINDOWS], dtype=np.float32)
