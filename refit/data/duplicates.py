@@ -20,44 +20,31 @@ with the square of the set."""
 
 _MOST_PER_EXAMPLE = 16  # candidates for the second look, the nearest ones: a set of blank pages has all pairs
 _MOST_HELD = 1 << 22  # candidates; beside those that are kept
-_BY_HAND = 1000  # so many fresh examples are compared one by one
 _SIDES = ("test", "val", "train")  # what is in an earlier one must not be in a later one
 
 
-def near_duplicates(
-    signatures: np.ndarray, kind: Duplicates, hashes: np.ndarray | None = None, is_fresh: np.ndarray | None = None
-) -> np.ndarray:
+def near_duplicates(signatures: np.ndarray, kind: Duplicates) -> np.ndarray:
     """(k, 2) int64, sorted: pairs of examples that show the same, the smaller number first.
 
     Args:
         signatures: (n, …) uint8.
         kind: how examples of this modality are compared.
-        hashes: (n, views) uint64, if they are known.
-        is_fresh: (n,) bool. Only pairs with a fresh example are looked for: the others are known. None: all are.
     """
-    hashes = kind.hashes_of(signatures) if hashes is None else hashes
-    fresh = np.arange(len(hashes)) if is_fresh is None else np.flatnonzero(is_fresh)
-    candidates = _nearest(_candidates(hashes, kind.RADII, fresh))
+    candidates = _nearest(_candidates(kind.hashes_of(signatures), kind.RADII))
     pairs = candidates[kind.same(signatures, candidates)][:, :2]
     return np.unique(np.sort(pairs, axis=1), axis=0).astype(np.int64)
 
 
-def _candidates(hashes: np.ndarray, radii: tuple[int, ...], fresh: np.ndarray) -> Iterator[np.ndarray]:
+def _candidates(hashes: np.ndarray, radii: tuple[int, ...]) -> Iterator[np.ndarray]:
     """(k, 4) int32 each: an example, another, the view of the first that is like the second, distance."""
     whole = np.ascontiguousarray(hashes[:, 0])
     index = Index(whole)
-    is_few = len(fresh) <= min(_BY_HAND, len(hashes) // 10)
-    queries = fresh if is_few else np.arange(len(hashes))
     for view, radius in enumerate(radii):
         if len(hashes) > VIEWS_UP_TO and radius < max(radii):
             continue
         of_all = np.ascontiguousarray(hashes[:, view])
-        for numbers, positions in index.within(of_all[queries], radius):
-            yield _listed(of_all, whole, queries[numbers], positions, view)
-        if is_few:  # and fresh ones in views of known ones
-            for number in fresh:
-                within = np.flatnonzero(np.bitwise_count(of_all ^ whole[number]) <= radius)
-                yield _listed(of_all, whole, within, np.full(len(within), number), view)
+        for numbers, positions in index.within(of_all, radius):
+            yield _listed(of_all, whole, numbers, positions, view)
 
 
 def _listed(of_view: np.ndarray, whole: np.ndarray, left: np.ndarray, right: np.ndarray, view: int) -> np.ndarray:

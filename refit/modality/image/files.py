@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageCms, ImageOps, ImageStat, UnidentifiedImageError, features
 
 from ..contract import Inspection
 
@@ -39,6 +39,7 @@ MAX_ASPECT = 50
 to it first: at 1:2500, a PNG of a few kilobytes would become 1.4 GB of pixels on the way."""
 
 SIGNATURE_SIDE, COLOUR_SIDE = 32, 8
+_LEAST_CONTRAST = 3.0  # of 255, standard deviation of the brightness
 _MEASURED_SIDE = 512  # brightness, contrast and sharpness are those of the picture at this size
 _CODECS = ("pil", "jpg", "libjpeg_turbo", "zlib", "zlib_ng", "webp", "libtiff", "avif", "littlecms2")
 """What decodes FORMATS and converts colours, in Pillow's names."""
@@ -238,10 +239,12 @@ def _measures(rgb: Image.Image) -> tuple[float, float, float]:
 
 def _signature(rgb: Image.Image) -> bytes:
     """Of the whole picture: brightness as 32 x 32 and two differences of colour as 8 x 8 bytes each; the shorter side,
-    at most 255."""
+    at most 255. Empty for a flat picture, which looks like any other flat one."""
     parts = zip(rgb.convert("YCbCr").split(), (SIGNATURE_SIDE, COLOUR_SIDE, COLOUR_SIDE), strict=True)
-    small = [part.resize((side, side), Image.Resampling.BILINEAR).tobytes() for part, side in parts]
-    return b"".join(small) + bytes([min(*rgb.size, 255)])
+    small = [part.resize((side, side), Image.Resampling.BILINEAR) for part, side in parts]
+    if ImageStat.Stat(small[0]).stddev[0] < _LEAST_CONTRAST:
+        return b""
+    return b"".join(part.tobytes() for part in small) + bytes([min(*rgb.size, 255)])
 
 
 _POINTERS = {
