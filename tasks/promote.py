@@ -24,7 +24,7 @@ from refit.gate import evidence, history
 from refit.gate.checks import Verdict
 from refit.gate.evidence import Bundle
 from refit.gate.golden import Golden
-from refit.gate.history import Entry, Move, Outcome, Timeline
+from refit.gate.history import Move, Outcome, Timeline
 from refit.params import Register, load_params
 from refit.records import parse_record, read_record
 from refit.registry import releases, tracking, versions
@@ -233,24 +233,7 @@ def decision_on(case: Case) -> Move | None:
 
 def past_decisions() -> Timeline:
     """The history: decisions and moves made past Refit, oldest first, and the present champion."""
-    settings = load_params().register
-    champion = tracking.version_with_alias(settings, CHAMPION)
-    previous = tracking.version_with_alias(settings, PREVIOUS)
-    number = None if champion is None else champion.version
-    return Timeline(
-        model_name=settings.model_name,
-        champion=None if champion is None else champion.uri,
-        previous=None if previous is None else previous.uri,
-        entries=_with_copy_named(history.timeline(releases.moves(settings), number), champion),
-    )
-
-
-def _with_copy_named(entries: tuple[Entry, ...], champion: Version | None) -> tuple[Entry, ...]:
-    """The last move past Refit, if it was to a version that is no release."""
-    if champion is None or releases.CANDIDATE_TAG in champion.tags or not entries or entries[-1].move.kind != "outside":
-        return entries
-    copied = f"{entries[-1].note}; {champion.uri} is a copy made in MLflow, whose files the pipeline may overwrite"
-    return (*entries[:-1], dataclasses.replace(entries[-1], note=copied))
+    return releases.timeline(load_params().register)
 
 
 # What must hold before

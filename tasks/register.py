@@ -281,7 +281,7 @@ def _record(run: _Run, comparison: Comparison, state: Provenance, extra_tags: Ma
             "plots": _PLOTS,
             "lineage": _LINEAGE,
         },
-        texts={"lineage/packages.txt": _packages(), **({"lineage/git.diff": state.diff} if state.diff else {})},
+        texts={"lineage/packages.txt": _packages(), **({tracking.PATCH_FILE: state.diff} if state.diff else {})},
         weights=paths.MODEL_WEIGHTS,
         card=paths.MODEL_CARD,
         example=Path(accepted["path"].iloc[0]).read_bytes(),

@@ -115,6 +115,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     shutil.copy(ROOT / "params.yaml", folder)
     write_image_folder(folder / "data" / "images", per_class=40)
+    shutil.copy(ROOT / "data" / "exceptions.csv", folder / "data")
     changes = {
         "data.source": "data/images", "checkpoint.uri": "scratch", "checkpoint.sha256": None,
         "image.finetune.size": 32, "finetune.epochs": 1, "evaluate.bootstrap_samples": 100,

@@ -229,7 +229,9 @@ def sources_of(stage: str) -> set[str]:
 def looked_up(name: str) -> set[str]:
     """Our modules that a file reaches without importing them: a modality by its name, a child process by -m."""
     text = ast.unparse(modules()[name]).replace("'", '"')
-    parts = re.findall(r"\bmodality\.(files|rules|preprocessing|examples|networks|weights|augmentation)\(", text)
+    parts = re.findall(
+        r"\bmodality\.(files|rules|duplicates|preprocessing|examples|networks|weights|augmentation)\(", text
+    )
     named = {f"refit.modality.image.{'augment' if part == 'augmentation' else part}" for part in parts}
     return named | set(re.findall(r'"-m", "(refit\.[\w.]+)"', text))
 

@@ -62,7 +62,7 @@ def test_an_outcome_of_reproduce_is_never_taken_for_a_failure(
 ) -> None:
     from flows import reproduce
 
-    found = reproduce.Reproduction("v", "c", outcome, {}, {}, {})  # type: ignore[arg-type]
+    found = reproduce.Reproduction("v", "c", outcome, None, {}, {}, {})  # type: ignore[arg-type]
     monkeypatch.setattr(reproduce, "reproduce", lambda *_arguments: found)
     code = call("reproduce", "1").exit_code
     assert (code == 0) == (outcome == "identical")

@@ -9,7 +9,7 @@ from refit.params import load_params
 from refit.registry import packaging, releases, tracking
 from tasks import promote
 from tasks.compare import compare
-from tasks.predict import predict_files
+from tasks.predict import Prediction, predict_files
 from tasks.register import register_candidate
 
 from .conftest import change_params
@@ -43,7 +43,9 @@ def test_a_candidates_code_is_not_run_by_who_promotes_or_predicts(
     assert spied(committed / "mlruns", seen) == 1
     promote.promote(number, "it looks good")
     picture = next((committed / "data/images/cat").glob("*.png"))
-    assert predict_files([picture], "candidate")[0].label in ("cat", "dog")
+    ((_, found),) = predict_files([picture], "candidate")
+    assert isinstance(found, Prediction)
+    assert found.label in ("cat", "dog")
     promote.review(number)
     assert not seen.exists(), "neither to promote, to predict nor to review"
 

@@ -279,7 +279,7 @@ def test_a_renamed_project_has_its_models(registered: Path, caplog: pytest.LogCa
             mlflow_client.create_experiment(name, artifact_location=place)
     moved = go_to(registered.rename(registered.parent / "renamed"))
     picture = next((moved / "data/images/cat").glob("*.png"))
-    assert predict_files([picture], "models:/pets-candidates@candidate")
+    assert list(predict_files([picture], "models:/pets-candidates@candidate"))
     assert caplog.text.count("addresses follow") == 1
     assert promote.review("1").version.uri == "models:/pets-candidates/1"
     assert not register_candidate().is_new

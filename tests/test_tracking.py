@@ -259,7 +259,7 @@ print(code, model.predict({"image": [png]})["label"][0], float(table["probabilit
 
 
 def test_anybody_can_load_the_model_without_this_project(trained: Path, tmp_path: Path) -> None:
-    from tasks.predict import predict_files
+    from tasks.predict import Prediction, predict_files
 
     register_candidate()
     picture = next((trained / "data/images/cat").glob("*.png"))
@@ -278,9 +278,10 @@ def test_anybody_can_load_the_model_without_this_project(trained: Path, tmp_path
     assert user.returncode == 0, user.stderr
     code_file, label, probability = user.stdout.split()
     assert re.search(r"/artifacts/code/refit_[0-9a-f]{12}/model/serving\.py$", code_file)
-    here = predict_files([picture], None)[0]
+    (here,) = (found for _, found in predict_files([picture], None) if isinstance(found, Prediction))
     assert (here.label, here.probability) == (label, pytest.approx(float(probability)))
-    from_registry = predict_files([picture], "models:/pets-candidates@candidate")[0]
+    ((_, from_registry),) = predict_files([picture], "models:/pets-candidates@candidate")
+    assert isinstance(from_registry, Prediction)
     assert from_registry.probabilities == pytest.approx(here.probabilities)
 
 
@@ -336,4 +337,4 @@ def test_a_model_that_does_not_exist_is_named(trained: Path) -> None:
 
     picture = next((trained / "data/images/cat").glob("*.png"))
     with pytest.raises(TrackingError, match="nobody"):
-        predict_files([picture], "models:/nobody@champion")
+        list(predict_files([picture], "models:/nobody@champion"))

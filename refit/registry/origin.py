@@ -97,7 +97,7 @@ def patch_of(version: Version, bundle: Bundle, settings: Register) -> str:
     if bundle.git.dirty is not True:
         return ""
     try:
-        patch = tracking.read_file(settings, f"runs:/{version.run_id}/lineage/git.diff").decode()
+        patch = tracking.read_file(settings, f"runs:/{version.run_id}/{tracking.PATCH_FILE}").decode()
     except TrackingError as error:
         if error.retryable:
             raise

@@ -5,6 +5,7 @@ the reviewer's own code around them, into an experiment that only reviewers writ
 candidate's files can change what is served, and no code of the pipeline's account runs with a reviewer's rights.
 """
 
+import dataclasses
 import datetime
 import getpass
 import json
@@ -19,7 +20,7 @@ from ..files import publish_json, publish_text, sha256_of_file
 from ..gate import evidence, history
 from ..gate.evidence import Bundle
 from ..gate.golden import Golden
-from ..gate.history import Move
+from ..gate.history import Entry, Move, Timeline
 from ..model.card import Card, read_card
 from ..params import Register
 from . import documents, signing
@@ -37,6 +38,7 @@ from .tracking import (
     download,
     stored_files,
     tracking_uri,
+    version_with_alias,
 )
 
 if TYPE_CHECKING:
@@ -233,6 +235,26 @@ def released_version(settings: Register, number: str) -> Version:
 
 
 # Decisions
+
+
+def timeline(settings: Register) -> Timeline:
+    """Decisions and moves made past Refit, oldest first, and the present champion."""
+    champion, previous = (version_with_alias(settings, alias) for alias in (CHAMPION, PREVIOUS))
+    number = None if champion is None else champion.version
+    return Timeline(
+        model_name=settings.model_name,
+        champion=None if champion is None else champion.uri,
+        previous=None if previous is None else previous.uri,
+        entries=_with_copy_named(history.timeline(moves(settings), number), champion),
+    )
+
+
+def _with_copy_named(entries: tuple[Entry, ...], champion: Version | None) -> tuple[Entry, ...]:
+    """The last move past Refit, if it was to a version that is no release."""
+    if champion is None or CANDIDATE_TAG in champion.tags or not entries or entries[-1].move.kind != "outside":
+        return entries
+    copied = f"{entries[-1].note}; {champion.uri} is a copy made in MLflow, whose files the pipeline may overwrite"
+    return (*entries[:-1], dataclasses.replace(entries[-1], note=copied))
 
 
 def moves(settings: Register) -> list[Move]:

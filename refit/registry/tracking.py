@@ -36,6 +36,7 @@ FLOW_RUN_TAG, SERVER_TAG = "prefect.flow_run_id", "prefect.server_id"
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
 BRANCH_TAG = "refit.git_branch"
+PATCH_FILE = "lineage/git.diff"  # of a run: what was not committed
 _COMMIT_TAGS = ("refit.git_commit", "refit.git_dirty", "refit.dvc_lock_sha256")
 _MODEL_TAG = "refit.model_uri"
 _NOTE_TAG = "mlflow.note.content"  # the description of a run
@@ -329,6 +330,8 @@ def _renew_evidence(
     for folder, files in record.files.items():
         for file in files:
             client.log_artifact(found.run_id, str(file), folder or None)
+    if patch := record.texts.get(PATCH_FILE):  # of what the new evidence is about
+        client.log_text(found.run_id, patch, PATCH_FILE)
     model_uri = client.get_run(found.run_id).data.tags[_MODEL_TAG]
     bundle = _proven(model_uri, prove)
     digest = _log_evidence(client, found.run_id, bundle)
