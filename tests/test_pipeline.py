@@ -130,8 +130,10 @@ def post(api: str, path: str) -> list[dict[str, Any]]:
 def test_the_version_on_the_server_predicts(by_flow: tuple[Path, dict[str, str], dict[str, Any]]) -> None:
     folder, env, summary = by_flow
     image = "data/digits/3/0003.png"
-    there = json.loads(refit("predict", image, "--model", summary["uri"], "--json", cwd=folder, env=env))
-    here = json.loads(refit("predict", image, "--json", cwd=folder, env=env))
+    there = json.loads(
+        refit("predict", image, "--model", summary["uri"], "--json", "--probabilities", cwd=folder, env=env)
+    )
+    here = json.loads(refit("predict", image, "--json", "--probabilities", cwd=folder, env=env))
     assert there[0]["label"] == here[0]["label"]
     assert there[0]["probabilities"] == pytest.approx(here[0]["probabilities"])
 
