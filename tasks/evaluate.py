@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -60,7 +61,7 @@ def main() -> None:
     publish_table(paths.PREDICTIONS, predictions)
     publish_table(paths.CONFUSION_PLOT, predictions[["label", "predicted"]].rename(columns={"label": "actual"}))
     publish_table(paths.RELIABILITY_PLOT, pd.DataFrame(evaluation.reliability))
-    worst = _worst_errors(predictions, examples, classifier.card.modality, settings.worst_errors)
+    worst = _worst_errors(predictions, examples, classifier, settings.worst_errors)
     publish_text(paths.EVALUATION_REPORT, evaluation_page(evaluation, worst))
     accuracy = evaluation.overall["accuracy"]
     say(
@@ -85,11 +86,13 @@ def _predictions(
     )
 
 
-def _worst_errors(predictions: pd.DataFrame, examples: Examples, modality_name: str, count: int) -> list[WorstError]:
+def _worst_errors(
+    predictions: pd.DataFrame, examples: Examples, classifier: Classifier, count: int
+) -> list[WorstError]:
     """The mistakes that the model was most certain of, as the network saw them."""
     wrong = predictions[predictions["predicted"] != predictions["label"]]
     worst = wrong.sort_values(["confidence", "path"], ascending=[False, True]).head(count)
-    picture = modality.examples(modality_name).picture
+    picture = partial(modality.examples(classifier.card.modality).picture, preprocessing=classifier.preprocessing)
     columns = (worst[name] for name in ("path", "label", "predicted", "confidence"))
     pictures = [picture(prepared) for prepared in examples.rows.gather(worst.index.to_numpy())]
     return [WorstError(*row) for row in zip(*columns, pictures, strict=True)]

@@ -8,8 +8,10 @@
     https://example.org/model.safetensors         any address; what has arrived survives an interruption
     s3://bucket/model.pth, gs://bucket/model.pth  an object in a bucket (the extras `s3` and `gs`)
     hf:owner/repo/model.safetensors               a file on a model hub; @revision after the repo
+    hf:owner/repo@<commit>                        a whole repository, for networks whose weights are several files
     models:/digits@champion, models:/digits/3     a registered version of Refit, to go on from
     file:base/glyphs.safetensors                  a file; must be pinned by `checkpoint.sha256`
+    file:bert, file:bert.zip                      a folder or an archive, as a whole repository; pinned as well
     scratch                                       random weights: an empty checkpoint
 
 A safetensors file is taken over byte for byte. A PyTorch file is converted in a child process that may read
@@ -23,14 +25,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from refit import paths
-from refit.checkpoint import hub
+from refit import modality, paths
+from refit.checkpoint import folder, hub
 from refit.checkpoint.card import BaseCard, Format
 from refit.checkpoint.download import DOWNLOADS, download, folder_of
 from refit.errors import ERRORS_BY_EXIT_CODE, CheckpointError, RefitError, run_stage
@@ -48,6 +51,7 @@ class Source:
     """The file behind `checkpoint.uri`, on this machine, and what is known of it beforehand."""
 
     file: Path
+    parts: Mapping[str, Path] | None = None  # the files, by name, where it is several
     said: Described = field(default_factory=Described)
     version: str | None = None  # what an address that moves stood for
     is_registered: bool = False  # by Refit itself
@@ -62,6 +66,13 @@ def main() -> None:
         _publish_card(checkpoint, None, None, "none", None)
         return
     source = _locate(params)
+    if source.parts is not None or source.file.is_dir():
+        _take_folder(source, params)
+        return
+    if _patterns(params) and folder.is_folder(source.file):
+        with folder.unpacked(source.file, _patterns(params)) as inside:
+            _take_folder(replace(source, file=inside), params)
+        return
     source_sha256 = verify(source, checkpoint)
     key = None
     with publishing(paths.BASE_WEIGHTS) as partial:
@@ -74,13 +85,30 @@ def main() -> None:
     _publish_card(checkpoint, source, source_sha256, format_, key)
 
 
-def verify(source: Source, checkpoint: Checkpoint) -> str:
-    """Check the file's full SHA-256 against the pin and give it back. A download that fails it is removed.
+def _patterns(params: Params) -> tuple[str, ...]:
+    """Of the files that a checkpoint of several has; none: it is always one."""
+    return tuple(modality.settings(params.data.modality).CHECKPOINT_FILES)
+
+
+def _take_folder(source: Source, params: Params) -> None:
+    """Weights in several files: the modality knows which, and what else they say."""
+    parts = folder.files_in(source.file, _patterns(params)) if source.parts is None else source.parts
+    with folder.taken(parts) as copy:
+        source_sha256 = verify(source, params.checkpoint, folder.digest_of(copy))
+        _require_no_key(params.checkpoint)
+        said = json.loads(_in_child("folder", params.data.modality, str(copy), str(paths.BASE_WEIGHTS)))
+    described = as_record(said, Described, CheckpointError, params.checkpoint.uri)
+    _publish_card(params.checkpoint, replace(source, said=described), source_sha256, "folder", None)
+
+
+def verify(source: Source, checkpoint: Checkpoint, found: str | None = None) -> str:
+    """Check the full SHA-256 (`found`, or the file's) against the pin and give it back. A download that fails it is
+    removed.
 
     Raises:
         CheckpointError: the digests differ, or a local file is not pinned.
     """
-    found = sha256_of_file(source.file)
+    found = found or sha256_of_file(source.file)
     now = f" (now {source.version})" if source.version else ""
     if checkpoint.sha256 is None:
         if checkpoint.uri.startswith("file:"):
@@ -90,8 +118,9 @@ def verify(source: Source, checkpoint: Checkpoint) -> str:
             )
         say(f"warning: the checkpoint{now} is not pinned; add to params.yaml under `checkpoint`:  sha256: {found}")
     elif found != checkpoint.sha256:
-        if source.file.is_relative_to(DOWNLOADS):
-            source.file.unlink()  # so that the next run asks the server again
+        for file in (source.file, *(source.parts or {}).values()):
+            if file.is_relative_to(DOWNLOADS):
+                file.unlink(missing_ok=True)  # so that the next run asks the server again
         raise CheckpointError(
             f"{without_credentials(checkpoint.uri)}{now} has SHA-256 {found}, but `checkpoint.sha256` in params.yaml "
             f"asks for {checkpoint.sha256}{_way_out(checkpoint)}"
@@ -112,17 +141,19 @@ def _locate(params: Params) -> Source:
     checkpoint = params.checkpoint
     kind, _, rest = checkpoint.uri.partition(":")
     if kind == "file":
-        if not Path(rest).is_file():
+        if not Path(rest).is_file() and not (_patterns(params) and Path(rest).is_dir()):
             raise CheckpointError(f"the checkpoint {rest} does not exist; set `checkpoint.uri` in params.yaml")
         return Source(Path(rest))
     if kind == "torchvision":
         resolved = json.loads(_in_child("resolve", params.data.modality, rest))
         file = download(resolved["url"])
         _check_published_prefix(file)
-        return Source(file, as_record(resolved["described"], Described, CheckpointError, checkpoint.uri))
+        return Source(file, said=as_record(resolved["described"], Described, CheckpointError, checkpoint.uri))
     if kind == "models":
         return _registered(params)
     if kind == "hf":
+        if hub.is_repository(checkpoint.uri):
+            return _repository(params)
         file, version = hub.fetch(checkpoint.uri, is_pinned=checkpoint.sha256 is not None)
         return Source(file, version=version)
     if kind == "http" and checkpoint.sha256 is None:
@@ -130,6 +161,13 @@ def _locate(params: Params) -> Source:
             f"{without_credentials(checkpoint.uri)} is not encrypted; use https, or pin it with `checkpoint.sha256`"
         )
     return Source(download(checkpoint.uri))
+
+
+def _repository(params: Params) -> Source:
+    """The files of a repository on a hub that the modality reads."""
+    checkpoint = params.checkpoint
+    parts, version = hub.fetch_repository(checkpoint.uri, _patterns(params), is_pinned=checkpoint.sha256 is not None)
+    return Source(next(iter(parts.values())), parts, version=version)
 
 
 def _registered(params: Params) -> Source:
@@ -152,7 +190,7 @@ def _registered(params: Params) -> Source:
     if card.modality != params.data.modality:
         raise CheckpointError(f"{version.uri} reads {card.modality}, and `data.modality` is {params.data.modality}")
     said = Described(architecture=card.architecture, preprocessing=card.preprocessing, classes=card.classes)
-    return Source(model.weights, said, version.uri, is_registered=True)
+    return Source(model.weights, said=said, version=version.uri, is_registered=True)
 
 
 def _check_published_prefix(source: Path) -> None:

@@ -60,14 +60,19 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     preprocessing = modality.weights(name).preprocessing_for(base.preprocessing, params.of_modality.finetune)
 
     torch.manual_seed(params.seed)  # the new head starts from random weights
-    network = modality.networks(name).build_network(settings.model, len(classes), settings.head_dropout)
+    network = modality.networks(name).build_network(settings.model, len(classes), settings.head_dropout, preprocessing)
     head = modality.networks(name).head_parameters(network, len(classes))
     loaded = _load_base(network, _new_parameters(head, base, classes), base, params)
     network.to(device)
     train, val = (read_split(accepted, split, classes, name, preprocessing) for split in ("train", "val"))
     feed = _feed(name, preprocessing, params.of_modality.finetune)
     groups = modality.networks(name).layer_groups(network, head)
-    facts = Facts(num_train=len(train), num_classes=len(classes), is_pretrained=base.num_tensors > 0)
+    facts = Facts(
+        num_train=len(train),
+        num_classes=len(classes),
+        is_pretrained=base.num_tensors > 0,
+        pretrained_rate=modality.settings(name).LEARNING_RATE,
+    )
     plan = make_plan(facts, groups, settings)
     sample = _try_out(network, len(classes), train, feed, plan.batch_size, device, settings.model, name)
     machine = dataclasses.replace(environment(device), num_threads=0)
@@ -156,6 +161,7 @@ def _feed(modality_name: str, preprocessing: Opaque, settings: Opaque) -> Feed:
     return Feed(
         network_input=partial(modality.networks(modality_name).network_input, preprocessing=preprocessing),
         augment=partial(augmentation.augment, settings=settings),
+        extents=modality.networks(modality_name).extents,
         num_draws=augmentation.NUM_DRAWS,
         digest=sha256_of_json(as_plain(settings)),
     )

@@ -28,6 +28,7 @@ from typing import Any
 
 import pandas as pd
 
+from refit import modality
 from refit.data.inspection import inspect_all
 from refit.data.sources import Example, list_examples
 from refit.errors import run_stage
@@ -43,7 +44,8 @@ def main() -> None:
     params = load_params()
     shutil.rmtree(UNPACKED, ignore_errors=True)
     publish_text(UNPACKED / ".source", f"{params.data.source}\n")  # DVC warns of an empty folder
-    examples = list_examples(Path(params.data.source), unpack_to=UNPACKED)
+    column = modality.files(params.data.modality).COLUMN
+    examples = list_examples(Path(params.data.source), unpack_to=UNPACKED, column=column)
     manifest = build_manifest(examples, params.data)
     publish_table(MANIFEST, manifest)
     splits = Counter(manifest["split"])

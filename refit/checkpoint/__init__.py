@@ -1,3 +1,3 @@
 """Base weights: how they come here, become safetensors, and get into a network."""
 
-__all__ = ["backbone", "card", "download", "hub"]
+__all__ = ["backbone", "card", "download", "folder", "hub"]

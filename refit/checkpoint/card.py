@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Format = Literal["safetensors", "torch", "refit", "none"]
-"""Of what was fetched. refit: the weights of a registered version; none: from scratch."""
+Format = Literal["safetensors", "torch", "folder", "refit", "none"]
+"""Of what was fetched. folder: several files, which the modality reads;
+refit: the weights of a registered version; none: from scratch."""
 
 
 @dataclass(frozen=True, kw_only=True)

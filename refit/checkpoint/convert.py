@@ -3,6 +3,7 @@
     python -m refit.checkpoint.convert resolve image ResNet18_Weights.DEFAULT  address and preprocessing
     python -m refit.checkpoint.convert convert weights.pth base.safetensors    a state dict, without its pickle
     python -m refit.checkpoint.convert convert weights.pth base.safetensors model_ema     the one under this key
+    python -m refit.checkpoint.convert folder text bert/ base.safetensors      several files, and what they say
 
 `torch.load(weights_only=True)` builds tensors and plain containers only. What training scripts put beside the weights
 (`_LEFT_OUT`) is read over; any other class is refused. Nothing of the file is ever called, and there is no fallback.
@@ -57,15 +58,23 @@ def main() -> None:
             print(json.dumps(_resolved(modality_name, name)))
         case ["convert", source, target, *key]:
             print(json.dumps(convert(Path(source), Path(target), *key)))
+        case ["folder", modality_name, folder, target]:
+            print(json.dumps(_read_folder(modality_name, Path(folder), Path(target))))
         case _:
             raise CheckpointError(
-                "usage: python -m refit.checkpoint.convert (resolve MODALITY NAME | convert SOURCE TARGET [KEY])"
+                "usage: python -m refit.checkpoint.convert "
+                "(resolve MODALITY NAME | convert SOURCE TARGET [KEY] | folder MODALITY FOLDER TARGET)"
             )
 
 
 def _resolved(modality_name: str, name: str) -> dict[str, object]:
     address, described = modality.weights(modality_name).describe_weights(name)
     return {"url": address, "described": as_plain(described)}
+
+
+def _read_folder(modality_name: str, folder: Path, target: Path) -> dict[str, object]:
+    with publishing(target) as partial:
+        return as_plain(modality.weights(modality_name).read_folder(folder, partial))
 
 
 def convert(source: Path, target: Path, key: str | None = None) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """Where examples come from, and what is different between two sets of them. No torch."""
 
 __all__ = [
+    "archives",
     "changes",
     "children",
     "classes",

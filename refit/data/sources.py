@@ -10,6 +10,10 @@ Layouts, in the order in which they are recognised:
     labels.csv, labels.parquet                a table alone; paths count from its folder
     photos.zip, photos.tar[.gz|.bz2|.xz]      any of the folders above
 
+Where examples are short, a table may hold them: a column of the modality's (`text`) in the place of `path`, in
+.csv, .parquet or .jsonl; or a table for each split, {train,val,test}.csv, in a folder. Each is written to a file of its
+own, so that whatever comes after knows files only.
+
 A single file that cannot be used (a stray one, a link out of the source) is an example with an `error`.
 """
 
@@ -28,7 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_TABLE_SUFFIXES = (".csv", ".parquet")
+_SPLIT_TABLES = {**_SPLIT_FOLDERS, "dev": "val"}
+_TABLE_SUFFIXES = (".csv", ".parquet", ".jsonl")
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}  # what file managers leave behind
 _IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
@@ -46,14 +51,18 @@ class Example:
     group: str = ""
 
 
-def list_examples(source: Path, unpack_to: Path) -> list[Example]:
+def list_examples(source: Path, unpack_to: Path, column: str | None = None) -> list[Example]:
     """All examples of a source, sorted by path.
+
+    Args:
+        unpack_to: for what an archive, or a table that holds examples, has in it.
+        column: of a table, which may hold examples themselves; None: tables name files.
 
     Raises:
         DataError: the source is missing, empty, of an unknown kind, damaged, or may not be read.
     """
     try:
-        examples = _examples(source, unpack_to)
+        examples = _examples(source, _Inside(unpack_to, column))
     except PermissionError as error:
         _refuse(error)
     if not examples:
@@ -61,30 +70,40 @@ def list_examples(source: Path, unpack_to: Path) -> list[Example]:
     return sorted(examples, key=lambda example: example.path.as_posix())
 
 
-def _examples(source: Path, unpack_to: Path) -> list[Example]:
+@dataclass(frozen=True)
+class _Inside:
+    """Where examples come from that are no files yet."""
+
+    unpack_to: Path
+    column: str | None
+
+
+def _examples(source: Path, inside: _Inside) -> list[Example]:
     if not source.exists():
         raise DataError(
             f"the data source {source} does not exist; set `data.source` in params.yaml, "
             f"or bring it here with `dvc pull` or `dvc update`"
         )
     if source.is_dir():
-        return _from_folder(source)
+        return _from_folder(source, inside)
     if source.name.lower().endswith(_TABLE_SUFFIXES):
-        return _from_table(source)
+        return _from_table(source, inside)
     if source.name.lower().endswith(_ARCHIVE_SUFFIXES):
-        unpack(source, unpack_to)
-        return _from_folder(_single_folder_inside(unpack_to))
+        unpack(source, inside.unpack_to)
+        return _from_folder(_single_folder_inside(inside.unpack_to), inside)
     raise DataError(
         f"the data source {source} is neither a folder nor a table ({', '.join(_TABLE_SUFFIXES)}) "
         f"nor an archive ({', '.join(_ARCHIVE_SUFFIXES)})"
     )
 
 
-def _from_folder(folder: Path) -> list[Example]:
-    for name in ("labels.csv", "labels.parquet"):
+def _from_folder(folder: Path, inside: _Inside) -> list[Example]:
+    for name in (f"labels{suffix}" for suffix in _TABLE_SUFFIXES):
         if (folder / name).is_file():
-            return _from_table(folder / name)
+            return _from_table(folder / name, inside)
     children = _children(folder)
+    if inside.column is not None and (tables := _split_tables(children)):
+        return [example for table, split in tables for example in _from_table(table, inside, split)]
     folders = [child for child in children if child.is_dir()]
     splits = [child for child in folders if child.name.lower() in _SPLIT_FOLDERS]
     if not splits or len(splits) < len(folders):
@@ -96,6 +115,14 @@ def _from_folder(folder: Path) -> list[Example]:
         for child in splits
         for example in _from_class_folders(child, _SPLIT_FOLDERS[child.name.lower()], root=folder)
     ]
+
+
+def _split_tables(children: list[Path]) -> list[tuple[Path, str]]:
+    """Tables named by their split, if that is all there is."""
+    tables = [child for child in children if child.name.lower().endswith(_TABLE_SUFFIXES)]
+    if any(child.is_dir() for child in children) or any(t.stem.lower() not in _SPLIT_TABLES for t in tables):
+        return []
+    return [(table, _SPLIT_TABLES[table.stem.lower()]) for table in tables]
 
 
 def _refuse_half_split(folder: Path, folders: list[Path]) -> None:
@@ -176,20 +203,36 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK
 
 
-def _from_table(table: Path) -> list[Example]:
+def _from_table(table: Path, inside: _Inside, split_of_all: str | None = None) -> list[Example]:
     frame = _read_table(table)
-    missing = {"path", "label"} - set(frame.columns)
+    key = inside.column if inside.column is not None and inside.column in frame.columns else "path"
+    missing = {key, "label"} - set(frame.columns)
     if missing:
         raise DataError(
             f"{table} has no column {' and no column '.join(sorted(missing))}; it has: "
-            f"{', '.join(map(str, frame.columns))}; expected path, label and optionally split and group"
+            f"{', '.join(map(str, frame.columns))}; expected {inside.column or 'path'}, label and optionally split and "
+            "group"
         )
-    optional = [frame[name] if name in frame.columns else [None] * len(frame) for name in ("split", "group")]
-    rows = zip(frame["path"], frame["label"], *optional, strict=True)
-    return [
-        replace(_table_row(table, str(path), label, split, row), group=_text(group))
-        for row, (path, label, split, group) in enumerate(rows, start=1)
-    ]
+    splits = frame["split"] if "split" in frame.columns else [split_of_all] * len(frame)
+    groups = frame["group"] if "group" in frame.columns else [None] * len(frame)
+    rows = enumerate(zip(frame[key], frame["label"], splits, strict=True), start=1)
+    if key == "path":
+        found = [_table_row(table, str(path), label, split, row) for row, (path, label, split) in rows]
+    else:
+        folder = inside.unpack_to / "rows" / table.name
+        folder.mkdir(parents=True, exist_ok=True)
+        found = [_held_row(table, folder, value, label, split, row) for row, (value, label, split) in rows]
+    return [replace(example, group=_text(group)) for example, group in zip(found, groups, strict=True)]
+
+
+def _held_row(table: Path, folder: Path, value: object, label: object, split: object, row: int) -> Example:
+    """An example that the table holds, written to a file of its own."""
+    if not isinstance(value, str | bytes):
+        return Example(table, "", error=f"row {row}: no example")
+    content = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+    file = folder / f"{row:08d}{'.txt' if isinstance(value, str) else ''}"
+    file.write_bytes(content)
+    return _labelled(file, label, split, row)
 
 
 def _read_table(table: Path) -> "pd.DataFrame":
@@ -198,6 +241,8 @@ def _read_table(table: Path) -> "pd.DataFrame":
     try:
         if table.suffix.lower() == ".csv":
             return pd.read_csv(table, dtype=str, keep_default_na=False)
+        if table.suffix.lower() == ".jsonl":
+            return pd.read_json(table, lines=True, dtype=False, convert_dates=False)
         return pd.read_parquet(table)
     except (ValueError, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{table} cannot be read as a table: {' '.join(str(error).split())}") from None
@@ -206,10 +251,18 @@ def _read_table(table: Path) -> "pd.DataFrame":
 def _table_row(table: Path, path: str, label: object, split: object, row: int) -> Example:
     location = PurePosixPath(path)
     target = table.parent / path
-    text = _text(label)
     climbs = os.path.normpath(path).split("/")[0] == ".."
     if not path or location.is_absolute() or climbs or _leads_away(target, table.parent):
-        return Example(table, text, error=f"row {row}: path {path!r} is empty or leaves the table's folder")
+        return Example(table, _text(label), error=f"row {row}: path {path!r} is empty or leaves the table's folder")
+    return _labelled(target, label, split, row)
+
+
+def _text(label: object) -> str:
+    return "" if label is None or label != label else str(label)
+
+
+def _labelled(target: Path, label: object, split: object, row: int) -> Example:
+    text = _text(label)
     if not text:
         return Example(target, "", error=f"row {row}: no label")
     if split is None or split != split or split == "":
@@ -220,13 +273,13 @@ def _table_row(table: Path, path: str, label: object, split: object, row: int) -
     return Example(target, text, split=known)
 
 
-def _text(value: object) -> str:
-    return "" if value is None or value != value else str(value)
+def _has_structure(entry: Path) -> bool:
+    return entry.is_dir() or entry.name.lower().endswith(_TABLE_SUFFIXES)
 
 
 def _single_folder_inside(folder: Path) -> Path:
     """Archives often wrap all in one folder; step into it, unless it is itself a class or a split."""
     children = [entry for entry in folder.iterdir() if not _is_junk(entry.name)]
-    if len(children) == 1 and children[0].is_dir() and any(entry.is_dir() for entry in children[0].iterdir()):
+    if len(children) == 1 and children[0].is_dir() and any(map(_has_structure, children[0].iterdir())):
         return children[0]
     return folder

@@ -5,7 +5,7 @@ handed through as they are: everybody else gets them from one of its functions a
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -69,7 +69,9 @@ class ModalitySettings(Protocol):
 
 
 class Settings(Protocol):
-    """`settings.py`."""
+    """`settings.py`. `CHECKPOINT_FILES` are patterns of the files that make a checkpoint's folder (none: it is one
+    file), `MIXES` the keys of `finetune` that blend two examples and make sense here, `LEARNING_RATE` what `auto` means
+    where pretrained layers learn."""
 
     @property
     def SETTINGS(self) -> type[ModalitySettings]: ...  # noqa: N802
@@ -77,15 +79,24 @@ class Settings(Protocol):
     def ARCHITECTURES(self) -> Sequence[str]: ...  # noqa: N802
     @property
     def SLICES(self) -> Sequence[str]: ...  # noqa: N802
+    @property
+    def CHECKPOINT_FILES(self) -> Sequence[str]: ...  # noqa: N802
+    @property
+    def MIXES(self) -> Sequence[str]: ...  # noqa: N802
+    @property
+    def LEARNING_RATE(self) -> float: ...  # noqa: N802
 
     def contradictions(self, settings: Opaque, is_from_scratch: bool) -> list[str]: ...
 
 
 class Files(Protocol):
-    """`files.py`. What `inspect` gives is of the type `INSPECTED`, each of whose fields is a column of the manifest. It
+    """`files.py`. `COLUMN` is the column of a table that holds examples themselves (None: they are always files). What
+    `inspect` gives is of the type `INSPECTED`, each of whose fields is a column of the manifest. It
     never raises for a bad file; MemoryError and OSError are accidents. `decided_by` names what decides an inspection
     beside the bytes and this file: versions of decoders."""
 
+    @property
+    def COLUMN(self) -> str | None: ...  # noqa: N802
     @property
     def INSPECTED(self) -> type[Inspection]: ...  # noqa: N802
 
@@ -124,16 +135,23 @@ class Preprocessing(Protocol):
 
 
 class Examples(Protocol):
-    """`examples.py`. `prepare` and `parse` raise ValueError, in words for the user, for what they cannot read."""
+    """`examples.py`. `REQUIRES` names the packages that a registered model needs to read its examples. `prepare` and
+    `parse` raise ValueError, in words for the user, for what they cannot read. `request` gives a file's bytes as a
+    request would have them. `picture` gives what a page shows of an example: the address of a picture
+    (data:image/…), or words."""
 
     @property
     def INPUT(self) -> str: ...  # noqa: N802
+    @property
+    def REQUIRES(self) -> Sequence[str]: ...  # noqa: N802
 
     def prepare(self, example: Opaque, preprocessing: Opaque) -> "np.ndarray": ...
 
     def parse(self, value: object) -> Opaque: ...
 
-    def picture(self, prepared: "np.ndarray") -> str: ...
+    def request(self, content: bytes) -> object: ...
+
+    def picture(self, prepared: "np.ndarray", preprocessing: Opaque) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -149,12 +167,17 @@ class Networks(Protocol):
 
     `layer_groups` has every parameter in one group, from the input to the output; `head` is the last group alone.
     `names_today` says what the tensors of an older checkpoint are called now; its tensors of `TRAINING_ONLY` are not
-    wanted."""
+    wanted.
+
+    `extents` says of (n, …) prepared examples how large each is for the network, (n,) int64: those of one extent make
+    batches of one shape, whatever their company. None: all are alike."""
 
     @property
     def TRAINING_ONLY(self) -> Sequence[str]: ...  # noqa: N802
 
-    def build_network(self, architecture: str, num_outputs: int, head_dropout: float = 0.0) -> "nn.Module": ...
+    def build_network(
+        self, architecture: str, num_outputs: int, head_dropout: float = 0.0, preprocessing: Opaque = None
+    ) -> "nn.Module": ...
 
     def head_parameters(self, network: "nn.Module", num_outputs: int) -> list[str]: ...
 
@@ -162,15 +185,20 @@ class Networks(Protocol):
 
     def names_today(self, names: Collection[str]) -> Mapping[str, str]: ...
 
+    @property
+    def extents(self) -> "Callable[[np.ndarray], np.ndarray] | None": ...
+
     def network_input(self, examples: "Tensor", preprocessing: Opaque) -> "Tensor": ...
 
 
 class Weights(Protocol):
-    """`weights.py`."""
+    """`weights.py`. `read_folder` writes the weights in a checkpoint's folder to `target`, as safetensors."""
 
     def describe_weights(self, name: str) -> tuple[str, Described]: ...
 
     def preprocessing_for(self, base: Mapping[str, object] | None, settings: Opaque) -> Opaque: ...
+
+    def read_folder(self, folder: Path, target: Path) -> Described: ...
 
 
 class Augmentation(Protocol):

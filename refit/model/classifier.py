@@ -50,12 +50,12 @@ class Classifier:
             raise CheckpointError(f"{weights} are not the weights that {card_file} describes; one of them was changed")
         own.require_digest(card.architecture, card.network_sha256, str(card_file))
         networks = modality.networks(card.modality)
-        network = networks.build_network(card.architecture, len(card.classes), card.head_dropout)
+        preprocessing = modality.preprocessing(card.modality).read_preprocessing(card.preprocessing, str(card_file))
+        network = networks.build_network(card.architecture, len(card.classes), card.head_dropout, preprocessing)
         state = network.state_dict()  # with the versions of its modules, which MNASNet asks for and no file keeps
         state.clear()
         state.update(load_file(weights))
         network.load_state_dict(state, strict=True)
-        preprocessing = modality.preprocessing(card.modality).read_preprocessing(card.preprocessing, str(card_file))
         return cls(network.to(device).eval(), card, preprocessing)
 
     @property
@@ -65,9 +65,15 @@ class Classifier:
 
     def probabilities(self, inputs: Tensor) -> np.ndarray:
         """Prepared examples (n, …) -> calibrated probabilities (n, num_classes) float64."""
-        network_input = partial(modality.networks(self.card.modality).network_input, preprocessing=self.preprocessing)
+        networks = modality.networks(self.card.modality)
+        network_input = partial(networks.network_input, preprocessing=self.preprocessing)
         device = next(self.network.parameters()).device
-        logits = predict_logits(self.network, inputs.to(device), network_input, _BATCH_SIZE)
+        if networks.extents is not None:  # like ones together
+            order = torch.from_numpy(networks.extents(inputs.numpy()).argsort(kind="stable"))
+            logits = predict_logits(self.network, inputs[order].to(device), network_input, _BATCH_SIZE)
+            logits = logits[order.argsort().numpy()]
+        else:
+            logits = predict_logits(self.network, inputs.to(device), network_input, _BATCH_SIZE)
         return metrics.softmax(logits, self.card.temperature)
 
     def predict(self, examples: Sequence[Opaque]) -> np.ndarray:

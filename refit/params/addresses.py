@@ -21,25 +21,32 @@ _CHECKPOINTS = {
     "file:<path>": r"file:.",
 }
 """How the address of a checkpoint is written, and the pattern of it."""
+_REPOSITORY = {"hf:<owner>/<repo>[@<revision>]": r"hf:[\w.-]+/[\w.-]+(@[^/@]+)?$"}
+"""Of one that is several files."""
 
 
-def refusal_of_checkpoint(uri: str) -> str | None:
-    """Why `checkpoint.uri` cannot be this address, and what to write; None for one that can be fetched."""
+def refusal_of_checkpoint(uri: str, takes_folders: bool = False) -> str | None:
+    """Why `checkpoint.uri` cannot be this address, and what to write; None for one that can be fetched.
+
+    Args:
+        takes_folders: whether a checkpoint may be several files.
+    """
+    known = _CHECKPOINTS | (_REPOSITORY if takes_folders else {})
     if USERINFO.search(uri):
         return (
             "`checkpoint.uri` holds a user or password, which would be kept in git and MLflow; fetch the file yourself "
             "and name it with file:<path>"
         )
-    if any(re.match(pattern, uri) for pattern in _CHECKPOINTS.values()):
+    if any(re.match(pattern, uri) for pattern in known.values()):
         return None
-    meant = [form for form in _CHECKPOINTS if form.partition(":")[0] == uri.partition(":")[0]]
-    way_out = f"write {' or '.join(meant)}" if meant else f"allowed: {', '.join([*_CHECKPOINTS, 'scratch'])}"
+    meant = [form for form in known if form.partition(":")[0] == uri.partition(":")[0]]
+    way_out = f"write {' or '.join(meant)}" if meant else f"allowed: {', '.join([*known, 'scratch'])}"
     return f"`checkpoint.uri` is {without_credentials(uri)!r}; {way_out}"
 
 
 def moves(uri: str) -> bool:
     """Whether what lies behind a checkpoint's address may be another thing tomorrow, by the address alone."""
-    return bool(re.match(r"models:/[^/]+@|hf:(?![^/]+/[^/]+@[0-9a-f]{40}/)", uri))
+    return bool(re.match(r"models:/[^/]+@|hf:(?![^/]+/[^/]+@[0-9a-f]{40}(/|$))", uri))
 
 
 def refusal_of_source(source: str) -> str | None:

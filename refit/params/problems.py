@@ -70,7 +70,11 @@ def contradictions(params: Params, settings: Any) -> list[str]:
         problems.append(refusal)
     if labels is not None and (both := sorted(set(labels) & set(params.validate.retired_labels))):
         problems.append(f"`validate.labels` allows {', '.join(both)}, which `validate.retired_labels` gives up")
-    return problems + _finetune_contradictions(params) + _checkpoint_contradictions(params)
+    return (
+        problems
+        + _finetune_contradictions(params)
+        + _checkpoint_contradictions(params, bool(settings.CHECKPOINT_FILES))
+    )
 
 
 def _modality_contradictions(params: Params, settings: Any) -> list[str]:
@@ -79,11 +83,19 @@ def _modality_contradictions(params: Params, settings: Any) -> list[str]:
     is_own = re.fullmatch(OWN_NETWORK, model)
     named = [] if is_own else [("finetune.model", model, list(settings.ARCHITECTURES))]
     named += [("gate.slices", name, list(settings.SLICES)) for name in params.gate.slices]
-    return [
-        f"`{key}` is {found!r}, which is not known{nearest(found, known) or '; allowed: ' + ', '.join(known)}"
-        for key, found, known in named
-        if found not in known
-    ] + settings.contradictions(params.of_modality, params.checkpoint.uri == "scratch")
+    blends = [name for name in ("mixup", "cutmix") if getattr(params.finetune, name) and name not in settings.MIXES]
+    return (
+        [
+            f"`{key}` is {found!r}, which is not known{nearest(found, known) or '; allowed: ' + ', '.join(known)}"
+            for key, found, known in named
+            if found not in known
+        ]
+        + [
+            f"`finetune.{name}` has no meaning for `data.modality: {params.data.modality}`; set it to 0"
+            for name in blends
+        ]
+        + settings.contradictions(params.of_modality, params.checkpoint.uri == "scratch")
+    )
 
 
 def _finetune_contradictions(params: Params) -> list[str]:
@@ -109,10 +121,10 @@ def _finetune_contradictions(params: Params) -> list[str]:
     return problems
 
 
-def _checkpoint_contradictions(params: Params) -> list[str]:
+def _checkpoint_contradictions(params: Params, takes_folders: bool) -> list[str]:
     checkpoint = params.checkpoint
     if checkpoint.uri != "scratch":
-        refusal = refusal_of_checkpoint(checkpoint.uri)
+        refusal = refusal_of_checkpoint(checkpoint.uri, takes_folders)
         return [refusal] if refusal else []
     problems = [
         f"`checkpoint.{name}` has no effect with `checkpoint.uri: scratch`; set it to null"

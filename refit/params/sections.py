@@ -106,7 +106,8 @@ class Checkpoint:
         Field(
             description="torchvision:<weights name>, https://…, s3://… or gs://…, hf:<owner>/<repo>/<file>, "
             "models:/<name>/<version> or models:/<name>@champion, file:<path>, or `scratch` for random weights. Files "
-            "are safetensors, or a PyTorch state dict, which is converted without running any code in it.",
+            "are safetensors, or a PyTorch state dict, which is converted without running any code in it; where a "
+            "network's weights are several files, a folder or an archive of them, or hf:<owner>/<repo>.",
         ),
     ]
     sha256: Annotated[

@@ -44,7 +44,8 @@ _CARRIED = (
 )
 _NOT_CARRIED = ("augment.py", "rules.py", "settings.py", "weights.py")
 """Of a modality's folder: what training, validation and params need."""
-_PACKAGES = ("mlflow", "msgspec", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
+_PACKAGES = ("mlflow", "msgspec", "numpy", "pandas", "safetensors", "torch")
+"""Beside those that the modality reads examples with."""
 _ENTRY = """import mlflow
 from {package}.model.serving import ServedClassifier
 
@@ -121,8 +122,8 @@ def packed(weights: Path, card_file: Path, example: bytes) -> Iterator[dict[str,
             "code_paths": [str(package)],
             "artifacts": {"weights": str(weights), "card": str(card_file)},
             "signature": ModelSignature(Schema([ColSpec(AnyType(), column)]), Schema(outputs)),
-            "input_example": pd.DataFrame({column: [example]}),
-            "pip_requirements": _requirements(card.architecture),
+            "input_example": pd.DataFrame({column: [modality.examples(card.modality).request(example)]}),
+            "pip_requirements": _requirements(card.architecture, card.modality),
         }
 
 
@@ -132,11 +133,12 @@ def _own_code(architecture: str) -> dict[str, bytes]:
     return {f"own/{path}": content for path, content in own.sources(architecture).items()}
 
 
-def _requirements(architecture: str) -> list[str]:
+def _requirements(architecture: str, modality_name: str) -> list[str]:
     """Exact versions of what Refit needs, and of the libraries that the user's own network imports."""
     more = own.imported(architecture) if own.is_own(architecture) else set()
     providers = packages_distributions() if more else {}
-    names = {*_PACKAGES, *(provider.lower() for library in more for provider in providers.get(library, ()))}
+    kind = modality.examples(modality_name).REQUIRES
+    names = {*_PACKAGES, *kind, *(provider.lower() for library in more for provider in providers.get(library, ()))}
     return [f"{name}=={installed_version(name).split('+')[0]}" for name in sorted(names)]
 
 

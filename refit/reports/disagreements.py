@@ -22,7 +22,7 @@ class Disagreement:
     label: str
     champion: str
     candidate: str
-    picture: str  # a data: URI
+    picture: str  # a data: URI, or words
 
 
 @dataclass(frozen=True)
@@ -58,4 +58,4 @@ def disagreements(test: pd.DataFrame, new: Scored, old: Scored, classes: Sequenc
 def _pictures(paths: Sequence[str], card: Card) -> list[str]:
     examples = modality.examples(card.modality)
     preprocessing = modality.preprocessing(card.modality).read_preprocessing(card.preprocessing, "the candidate's card")
-    return [examples.picture(examples.prepare(Path(name).read_bytes(), preprocessing)) for name in paths]
+    return [examples.picture(examples.prepare(Path(name).read_bytes(), preprocessing), preprocessing) for name in paths]

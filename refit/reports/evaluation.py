@@ -15,7 +15,7 @@ class WorstError:
     label: str
     predicted: str
     confidence: float
-    picture: str  # a data: URI
+    picture: str  # a data: URI, or words
 
 
 def evaluation_page(evaluation: Evaluation, worst: Sequence[WorstError]) -> str:

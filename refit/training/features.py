@@ -4,8 +4,9 @@
     logits = stream.logits(stream.train(epoch, rows))
 
 Where layers are frozen they run once per example and view; their features are kept (`cache.py`), and only the rest of
-the network trains. The frozen part always sees batches of one shape, the last one padded, so that the features of an
-example are the same bits whatever its company: for a set that grew, only what is new is computed.
+the network trains. The frozen part always sees batches of one shape, the last one padded, and examples of one extent
+together, so that the features of an example are the same bits whatever its company: for a set that grew, only what is
+new is computed.
 """
 
 import functools
@@ -28,6 +29,8 @@ from .job import Job
 from .plan import Phase
 
 _FEATURE_BATCH = 8
+_WINDOW = 1024
+"""Examples among which those of one extent are looked for; their features are kept together."""
 _RESIDENT_BYTES = 64 * 2**20
 """Rows that are no more than this together are held in memory (on a GPU: than a quarter of what is free there)."""
 
@@ -88,7 +91,8 @@ def _on_features(job: Job, split: frozen.Split, names: frozenset[str], work: Wor
     shelf = Shelf("features", _features_digest(job, names))
 
     def reader(examples: Examples, view: int) -> Callable[[np.ndarray], Tensor]:
-        forward = _Forward(job, split, examples, view, work)
+        extents = job.train_extents if examples is job.train else job.val_extents
+        forward = _Forward(job, split, examples, view, work, extents)
         sha256s = [bytes.fromhex(sha256) for sha256 in examples.sha256s]
         if view:
             suffix = f"/{job.seed}/{view}/{job.feed.digest}".encode()
@@ -122,18 +126,32 @@ class _Forward:
     view: int
     work: Work
 
+    extents: np.ndarray | None
+
     def __call__(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        job = self.job
-        for start in range(0, len(indices), _FEATURE_BATCH):
-            piece = indices[start : start + _FEATURE_BATCH]
-            rows = np.resize(piece, _FEATURE_BATCH)
-            batch = torch.from_numpy(self.examples.rows.gather(rows)).to(job.device)
-            if self.view:
-                batch = _augmented(job, f"view {self.view}", 0, batch, self.examples.keys[rows])
-            with autocast(job.device, job.precision):
-                features = self.split.prefix(job.feed.network_input(batch))
-            self.work.frozen_forwards += len(piece)
-            yield _as_array(features[: len(piece)].cpu())
+        size = _FEATURE_BATCH if self.extents is None else _WINDOW
+        for start in range(0, len(indices), size):
+            window = indices[start : start + size]
+            pieces = list(self._pieces(window))
+            features = [self._features(window[piece]) for piece in pieces]
+            yield np.concatenate(features)[np.concatenate(pieces).argsort()]
+
+    def _pieces(self, window: np.ndarray) -> Iterator[np.ndarray]:
+        """Positions in a window that go through the network together."""
+        extents = np.zeros(len(window), dtype=np.int64) if self.extents is None else self.extents[window]
+        for extent in np.unique(extents):
+            alike = np.flatnonzero(extents == extent)
+            yield from np.split(alike, range(_FEATURE_BATCH, len(alike), _FEATURE_BATCH))
+
+    def _features(self, piece: np.ndarray) -> np.ndarray:
+        job, rows = self.job, np.resize(piece, _FEATURE_BATCH)
+        batch = torch.from_numpy(self.examples.rows.gather(rows)).to(job.device)
+        if self.view:
+            batch = _augmented(job, f"view {self.view}", 0, batch, self.examples.keys[rows])
+        with autocast(job.device, job.precision):
+            features = self.split.prefix(job.feed.network_input(batch))
+        self.work.frozen_forwards += len(piece)
+        return _as_array(features[: len(piece)].cpu())
 
 
 def _augmented(job: Job, purpose: str, epoch: int, batch: Tensor, keys: np.ndarray) -> Tensor:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,9 @@ from .choices import Precision
 from .examples import Examples
 from .plan import Plan
 
+_PIECE = 1024
+"""Examples that are looked at together."""
+
 
 @dataclass(frozen=True)
 class Feed:
@@ -20,6 +25,8 @@ class Feed:
     network_input: Callable[[Tensor], Tensor]  # (n, …) prepared or changed -> what the network reads
     augment: Callable[[Tensor, Tensor], Tensor]  # (n, …) and (n, num_draws) float32 in [0, 1) -> (n, …), changed
     num_draws: int
+    extents: Callable[[np.ndarray], np.ndarray] | None = None
+    """(n, …) prepared -> (n,) int64: examples of one extent make batches of one shape. None: all are alike."""
     digest: str = ""  # of the settings of `augment`
 
 
@@ -44,3 +51,19 @@ class Job:
     def frozen(self, first_group: int) -> frozenset[str]:
         """Names of the parameters below a layer group."""
         return frozenset(name for group in self.groups[:first_group] for name in group.parameters)
+
+    @cached_property
+    def train_extents(self) -> np.ndarray | None:
+        """(n,) int64 of the training examples; None: all are alike."""
+        return self._extents(self.train)
+
+    @cached_property
+    def val_extents(self) -> np.ndarray | None:
+        """(n,) int64 of the validation examples; None: all are alike."""
+        return self._extents(self.val)
+
+    def _extents(self, examples: Examples) -> np.ndarray | None:
+        if self.feed.extents is None:
+            return None
+        pieces = np.array_split(np.arange(len(examples)), max(1, len(examples) // _PIECE))
+        return np.concatenate([self.feed.extents(examples.rows.gather(piece)) for piece in pieces])

@@ -36,6 +36,11 @@ _STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 16}
 """How many steps a GPU may run ahead before their losses are looked at, which waits for it."""
 
 
+_BATCHES_IN_POOL = 32
+"""Among so many batches' examples those of like extent are put together: enough for little padding, and few enough that
+an epoch's batches stay a matter of chance."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """What training gives: the weights of the best epoch on validation, and how it went."""
@@ -230,13 +235,15 @@ class _Run:
         """
         stream.logits.eval()
         count, size = len(self.job.val), self.job.plan.batch_size
+        extents = self.job.val_extents
+        order = np.arange(count) if extents is None else extents.argsort(kind="stable")
         logits = torch.zeros(count, self.job.num_classes, device=self.job.device)
         for start in range(self.ranks.index * size, count, self.ranks.count * size):
             if self.ranks.count == 1 and requested():
                 return None
-            rows = np.arange(start, min(start + size, count))
+            rows = order[start : start + size]
             with autocast(self.job.device, self.job.precision):
-                logits[start : start + len(rows)] = stream.logits(stream.val(rows)).float()
+                logits[torch.from_numpy(rows).to(logits.device)] = stream.logits(stream.val(rows)).float()
             self.work.val_forwards += len(rows)
         found = np.asarray(self.ranks.tree_sum(logits).cpu().numpy())
         if np.isnan(found).any():
@@ -286,6 +293,23 @@ def epoch_order(job: Job, epoch: int) -> np.ndarray:
 
     With `finetune.class_balance: sampling` each place is drawn with replacement, every class with the same chance.
     """
+    order = _drawn_order(job, epoch)
+    return order if job.train_extents is None else _in_batches_of_like(job, epoch, order, job.train_extents)
+
+
+def _in_batches_of_like(job: Job, epoch: int, order: np.ndarray, extents: np.ndarray) -> np.ndarray:
+    """An order whose batches have examples of about one extent: sorted in pools of several batches, and these batches
+    in another order. What is left over for the last batch stays there."""
+    size = job.plan.batch_size
+    starts = range(0, len(order), _BATCHES_IN_POOL * size)
+    pools = [order[start : start + _BATCHES_IN_POOL * size] for start in starts]
+    alike = np.concatenate([pool[extents[pool].argsort(kind="stable")] for pool in pools])
+    whole = len(order) // size
+    turns = uniforms(job.seed, "batches", epoch, np.arange(whole, dtype=np.uint64), 1)[:, 0].argsort(kind="stable")
+    return np.concatenate([alike[: whole * size].reshape(whole, size)[turns].reshape(-1), alike[whole * size :]])
+
+
+def _drawn_order(job: Job, epoch: int) -> np.ndarray:
     keys = job.train.keys
     if job.settings.class_balance != "sampling":
         return np.asarray(uniforms(job.seed, "order", epoch, keys, 1)[:, 0].argsort(kind="stable"))

@@ -26,6 +26,7 @@ class Facts:
     num_train: int
     num_classes: int
     is_pretrained: bool
+    pretrained_rate: float = 0.0003  # the modality's peak rate where pretrained layers learn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ def _batch_size(facts: Facts, reasons: list[str]) -> int:
 
 
 def _learning_rate(facts: Facts, strategy: str, reasons: list[str]) -> float:
-    rate = PROBE_LEARNING_RATE if strategy == "head" else 0.0003 if facts.is_pretrained else 0.002
+    rate = PROBE_LEARNING_RATE if strategy == "head" else facts.pretrained_rate if facts.is_pretrained else 0.002
     reasons.append(f"learning_rate {rate}: for {strategy}, see docs/training.md")
     return rate
 

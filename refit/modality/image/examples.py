@@ -13,6 +13,8 @@ from .preprocessing import Preprocessing
 INPUT = "image"
 """The name of a request's column: {"image": [...]}."""
 
+REQUIRES = ("pillow", "torchvision")
+
 Example = bytes | np.ndarray
 """An encoded file; or pixels, (height, width), or (height, width, channels) with 1 (gray), 3 (RGB) or 4 (RGBA)
 channels, uint8."""
@@ -50,7 +52,12 @@ def parse(value: object) -> Example:
     return _as_pixels(value)
 
 
-def picture(prepared: np.ndarray) -> str:
+def request(content: bytes) -> bytes:
+    """A file's bytes as a request has them: as they are."""
+    return content
+
+
+def picture(prepared: np.ndarray, preprocessing: Preprocessing) -> str:  # noqa: ARG001
     """(3, height, width) uint8 as the address of a PNG that holds it all: what a page shows of an example."""
     buffer = io.BytesIO()
     Image.fromarray(prepared.transpose(1, 2, 0)).save(buffer, "PNG")

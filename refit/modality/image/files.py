@@ -20,6 +20,9 @@ from PIL import Image, ImageCms, ImageOps, ImageStat, UnidentifiedImageError, fe
 
 from ..contract import Inspection
 
+COLUMN = None
+"""Pictures are files."""
+
 try:  # the extra `heif`: photos as iPhones write them
     import pillow_heif  # type: ignore[import-not-found, unused-ignore]
 

@@ -14,6 +14,9 @@ from .. import own
 from ..contract import LayerGroup
 from .preprocessing import Preprocessing
 
+extents = None
+"""All squares are of one size."""
+
 TRAINING_ONLY = ("AuxLogits.", "aux1.", "aux2.")  # of inception and googlenet: for training from scratch
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))")
 """Names such as denselayer1.norm.1.weight, which the published DenseNets still bear; today it is norm1.weight. Each
@@ -23,7 +26,12 @@ _OLD_MOBILENET = re.compile(r".*features\.1\.conv\.1\.running_mean")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def build_network(architecture: str, num_outputs: int, head_dropout: float = 0.0) -> nn.Module:
+def build_network(
+    architecture: str,
+    num_outputs: int,
+    head_dropout: float = 0.0,
+    preprocessing: Preprocessing | None = None,  # noqa: ARG001
+) -> nn.Module:
     """A network with random weights: (n, 3, height, width) float32 -> logits (n, num_outputs).
 
     Args:

@@ -10,6 +10,14 @@ from ...params import STRICT, Count, Policy, PolicyOfUnusable
 SLICES = ("mode", "format")
 """Columns of the manifest by whose values a model may be judged apart."""
 
+CHECKPOINT_FILES = ()
+"""A checkpoint is one file."""
+
+MIXES = ("mixup", "cutmix")
+
+LEARNING_RATE = 0.0003
+"""docs/training.md says what it rests on."""
+
 ARCHITECTURES = tuple(
     """
     alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import torchvision.models
 
@@ -73,3 +74,12 @@ def preprocessing_for(base: Mapping[str, object] | None, settings: Finetune) -> 
     if size is None:
         return known
     return dataclasses.replace(known, resize_size=round(known.resize_size * size / known.crop_size), crop_size=size)
+
+
+def read_folder(folder: Path, target: Path) -> Described:  # noqa: ARG001
+    """Always a refusal: a checkpoint for pictures is one file.
+
+    Raises:
+        CheckpointError: with what to write.
+    """
+    raise CheckpointError(f"{folder} is a folder; name the file in it that has the weights")

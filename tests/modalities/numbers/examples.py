@@ -6,6 +6,7 @@ from .files import read
 from .preprocessing import Preprocessing
 
 INPUT = "numbers"
+REQUIRES = ()
 
 
 def prepare(example: bytes, preprocessing: Preprocessing) -> np.ndarray:
@@ -18,6 +19,11 @@ def parse(value: object) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
 
 
-def picture(prepared: np.ndarray) -> str:
-    """The address of a text."""
-    return f"data:text/plain,{' '.join(f'{number:.2f}' for number in prepared)}"
+def request(content: bytes) -> str:
+    """Its text."""
+    return content.decode()
+
+
+def picture(prepared: np.ndarray, preprocessing: Preprocessing) -> str:
+    """Words."""
+    return " ".join(f"{number:.2f}" for number in prepared)

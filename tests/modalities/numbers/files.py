@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..contract import Inspection
 
+COLUMN = None
 COUNT = 4
 
 

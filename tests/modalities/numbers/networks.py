@@ -9,9 +9,12 @@ from .files import COUNT
 from .preprocessing import Preprocessing
 
 TRAINING_ONLY = ()
+extents = None
 
 
-def build_network(architecture: str, num_outputs: int, head_dropout: float = 0.0) -> nn.Module:
+def build_network(
+    architecture: str, num_outputs: int, head_dropout: float = 0.0, preprocessing: Preprocessing | None = None
+) -> nn.Module:
     """(n, 4) -> logits (n, num_outputs)."""
     return nn.Sequential(nn.Linear(COUNT, 8), nn.ReLU(), nn.Linear(8, num_outputs))
 

@@ -5,6 +5,9 @@ from pydantic.dataclasses import dataclass
 from ...params import STRICT, Policy
 
 SLICES = ("sign",)
+CHECKPOINT_FILES = ()
+MIXES = ("mixup",)
+LEARNING_RATE = 0.001
 ARCHITECTURES = ("line",)
 
 

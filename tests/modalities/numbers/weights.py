@@ -1,6 +1,7 @@
 """There are no published weights of networks for numbers."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from ...errors import CheckpointError
 from ..contract import Described
@@ -16,3 +17,8 @@ def describe_weights(name: str) -> tuple[str, Described]:
 def preprocessing_for(base: Mapping[str, object] | None, settings: Finetune) -> Preprocessing:
     """A scale."""
     return Preprocessing(0.5)
+
+
+def read_folder(folder: Path, target: Path) -> Described:
+    """Always a refusal."""
+    raise CheckpointError(f"{folder} is a folder")
