@@ -1,15 +1,15 @@
-"""Labels for files: what `refit predict` does."""
+"""Labels for files, and for examples as a request would have them: what `refit predict` does."""
 
 import itertools
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from refit import paths
+from refit import modality, paths
 from refit.data.children import inspect_in_children
-from refit.modality.contract import Inspection
+from refit.modality.contract import Inspection, Opaque
 from refit.params import load_params
 from refit.registry import versions
 from refit.registry.probe import Bare
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
     from refit.model.classifier import Classifier
 
-_FILES_AT_ONCE = 256
+_AT_ONCE = 256
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one file; probabilities are calibrated."""
+    """What the model says of one example; probabilities are calibrated."""
 
     label: str
     probability: float  # of the label
@@ -49,21 +51,49 @@ def predict_files(files: Iterable[Path], uri: str | None) -> Iterator[tuple[Path
         CheckpointError, TrackingError: the model cannot be loaded; it is not before a file could be read.
     """
     modality_name, waiting = load_params().data.modality, iter(files)
+
+    def read() -> Iterator[tuple[Path, Opaque | Failure]]:
+        while batch := list(itertools.islice(waiting, _AT_ONCE)):
+            found = inspect_in_children(batch, modality_name)
+            yield from ((file, _read(file, inspection)) for file, inspection in zip(batch, found, strict=True))
+
+    return _predicted(read(), uri)
+
+
+def predict_values(values: Iterable[str], uri: str | None) -> Iterator[tuple[str, Prediction | Failure]]:
+    """What a model says of examples as a request would have them: texts, say, or pictures in base64.
+
+    Raises:
+        CheckpointError, TrackingError: the model cannot be loaded.
+    """
+    parse = modality.examples(load_params().data.modality).parse
+
+    def read(number: int, value: str) -> Opaque | Failure:
+        try:
+            return parse(value)
+        except ValueError as error:
+            return Failure(f"value {number}: {error}")
+
+    return _predicted(((value, read(number, value)) for number, value in enumerate(values, start=1)), uri)
+
+
+def _predicted(
+    examples: Iterator[tuple[Name, Opaque | Failure]], uri: str | None
+) -> Iterator[tuple[Name, Prediction | Failure]]:
+    """In their order, some at once; the model is loaded when there is one that can be read."""
     with tempfile.TemporaryDirectory(prefix="refit-model-") as folder:
         classifier: Classifier | None = None
-        while batch := list(itertools.islice(waiting, _FILES_AT_ONCE)):
-            found = inspect_in_children(batch, modality_name)
-            read = [(file, _read(file, inspection)) for file, inspection in zip(batch, found, strict=True)]
-            contents = [content for _, content in read if isinstance(content, bytes)]
-            if contents and classifier is None:
+        while batch := list(itertools.islice(examples, _AT_ONCE)):
+            readable = [content for _, content in batch if not isinstance(content, Failure)]
+            if readable and classifier is None:
                 classifier = _load(uri, Path(folder))
-            rows = iter(classifier.predict(contents) if classifier and contents else ())
-            for file, content in read:
+            rows = iter(classifier.predict(readable) if classifier and readable else ())
+            for name, content in batch:
                 if isinstance(content, Failure):
-                    yield file, content
+                    yield name, content
                 else:
                     assert classifier is not None
-                    yield file, _prediction(classifier.classes, next(rows))
+                    yield name, _prediction(classifier.classes, next(rows))
 
 
 def examples_in(path: Path) -> list[Path]:

@@ -6,8 +6,9 @@ Exit codes are those of refit/errors.py; 2 also for a mistake on the command lin
 import contextlib
 import os
 import signal
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
@@ -216,26 +217,43 @@ def status(as_json: bool) -> None:
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--list", "listed", type=click.File(), help="A file with a path on each line; - for standard input.")
 @click.option(
+    "--value",
+    "values",
+    multiple=True,
+    help="An example itself, as a request would have it, such as a text. -: one in each line of standard input.",
+)
+@click.option(
     "--model", "uri", help="A model in MLflow, such as models:/digits@candidate. Default: the one in models/."
 )
 @click.option("--probabilities", "has_all", is_flag=True, help="The probability of every class.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a table: file, label, probability, …")
 @JSON
 def predict(
-    files: tuple[Path, ...], listed: TextIO | None, uri: str | None, has_all: bool, as_csv: bool, as_json: bool
+    files: tuple[Path, ...],
+    listed: TextIO | None,
+    values: tuple[str, ...],
+    uri: str | None,
+    has_all: bool,
+    as_csv: bool,
+    as_json: bool,
 ) -> None:
     """Label FILES, and all files below the folders among them, with calibrated probabilities; - is standard input.
 
     A file that cannot be read is one line on standard error, and exit code 3 at the end; the others are labelled.
     """
-    from flows.cli.predictions import show
+    from flows.cli.predictions import show_files, show_values
 
+    form: Literal["text", "csv", "json"] = "json" if as_json else "csv" if as_csv else "text"
     lines = [line.rstrip("\n") for line in listed or () if line.strip()]
-    if not files and not lines:
-        raise click.UsageError("no file to label: name files, folders, - or --list")
+    if bool(files or lines) == bool(values):
+        raise click.UsageError("nothing to label: name files, folders, - or --list; or give examples with --value")
+    if values:
+        texts = list(filter(None, sys.stdin.read().splitlines())) if values == ("-",) else values
+        show_values(texts, uri, has_all, form)
+        return
     # The paths on the command line count from where the user is, not from the project.
     chosen = [file if str(file) == "-" else _from_start(file) for file in (*files, *map(Path, lines))]
-    show(chosen, uri, has_all, "json" if as_json else "csv" if as_csv else "text")
+    show_files(chosen, uri, has_all, form)
 
 
 _STARTED_IN = Path.cwd()

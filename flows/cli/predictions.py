@@ -11,11 +11,13 @@ import click
 
 from flows.cli.printing import print_json
 from refit.errors import DataError
-from tasks.predict import Failure, Prediction, examples_in, predict_files
+from tasks.predict import Failure, Prediction, examples_in, predict_files, predict_values
+
+Form = Literal["text", "csv", "json"]
 
 
-def show(chosen: Sequence[Path], uri: str | None, has_all: bool, form: Literal["text", "csv", "json"]) -> None:
-    """Label and print.
+def show_files(chosen: Sequence[Path], uri: str | None, has_all: bool, form: Form) -> None:
+    """Label files and print.
 
     Args:
         chosen: files, folders, and `-` for an example on standard input.
@@ -29,62 +31,74 @@ def show(chosen: Sequence[Path], uri: str | None, has_all: bool, form: Literal["
         if Path("-") in chosen:
             given.write_bytes(sys.stdin.buffer.read())
         files = [file for path in chosen for file in ([given] if str(path) == "-" else examples_in(path))]
-        results = ((Path("-") if file == given else file, result) for file, result in predict_files(files, uri))
-        num_failed = {"text": _lines, "csv": _table, "json": _document}[form](results, has_all)
-    if num_failed:
-        raise DataError(f"{num_failed:,} of {len(files):,} files could not be labelled")
+        results = (("-" if file == given else file, result) for file, result in predict_files(files, uri))
+        _show(results, len(files), has_all, form, "file")
 
 
-_Results = Iterator[tuple[Path, Prediction | Failure]]
+def show_values(values: Sequence[str], uri: str | None, has_all: bool, form: Form) -> None:
+    """Label examples as a request would have them and print.
+
+    Raises:
+        DataError: one could not be labelled; all others are printed.
+    """
+    _show(predict_values(values, uri), len(values), has_all, form, "value")
 
 
-def _lines(results: _Results, has_all: bool) -> int:
-    def line(file: Path, found: Prediction) -> None:
+_Results = Iterator[tuple[object, Prediction | Failure]]
+
+
+def _show(results: _Results, count: int, has_all: bool, form: Form, kind: str) -> None:
+    if num_failed := {"text": _lines, "csv": _table, "json": _document}[form](results, has_all, kind):
+        raise DataError(f"{num_failed:,} of {count:,} {kind}s could not be labelled")
+
+
+def _lines(results: _Results, has_all: bool, _kind: str) -> int:
+    def line(name: object, found: Prediction) -> None:
         rest = [f"{name}={share:.4f}" for name, share in found.probabilities.items()] if has_all else []
-        click.echo("\t".join([str(file), found.label, f"{found.probability:.4f}", *rest]))
+        click.echo("\t".join([str(name), found.label, f"{found.probability:.4f}", *rest]))
 
     return _each(results, line)
 
 
-def _table(results: _Results, has_all: bool) -> int:
+def _table(results: _Results, has_all: bool, kind: str) -> int:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     head: list[str] = []
 
-    def row(file: Path, found: Prediction) -> None:
+    def row(name: object, found: Prediction) -> None:
         shares = found.probabilities if has_all else {}
         if not head:
-            head.extend(["file", "label", "probability", *shares])
+            head.extend([kind, "label", "probability", *shares])
             writer.writerow(head)
-        writer.writerow([file, found.label, f"{found.probability:.6f}", *(f"{share:.6f}" for share in shares.values())])
+        writer.writerow([name, found.label, f"{found.probability:.6f}", *(f"{share:.6f}" for share in shares.values())])
 
     return _each(results, row)
 
 
-def _document(results: _Results, has_all: bool) -> int:
+def _document(results: _Results, has_all: bool, kind: str) -> int:
     found: list[dict[str, object]] = []
 
-    def entry(file: Path, one: Prediction) -> None:
+    def entry(name: object, one: Prediction) -> None:
         shares = {"probabilities": one.probabilities} if has_all else {}
-        found.append({"file": str(file), "label": one.label, "probability": one.probability, **shares})
+        found.append({kind: str(name), "label": one.label, "probability": one.probability, **shares})
 
-    num_failed = _each(results, entry, lambda file, failure: found.append({"file": str(file), "error": failure.reason}))
+    num_failed = _each(results, entry, lambda name, failure: found.append({kind: str(name), "error": failure.reason}))
     print_json(found)
     return num_failed
 
 
 def _each(
     results: _Results,
-    show_one: Callable[[Path, Prediction], object],
-    keep_failure: Callable[[Path, Failure], object] | None = None,
+    show_one: Callable[[object, Prediction], object],
+    keep_failure: Callable[[object, Failure], object] | None = None,
 ) -> int:
     """Print the good ones, name the bad ones on standard error; give how many those are."""
     num_failed = 0
-    for file, result in results:
+    for name, result in results:
         if isinstance(result, Prediction):
-            show_one(file, result)
+            show_one(name, result)
         else:
             num_failed += 1
             click.echo(result.reason, err=True)
             if keep_failure:
-                keep_failure(file, result)
+                keep_failure(name, result)
     return num_failed
