@@ -33,7 +33,8 @@ $(READY): requirements.lock pyproject.toml | $(UV)
 
 # New pins: edit pyproject.toml, then `make lock`. No index address is written.
 lock: | $(UV)
-	$(UV) pip compile pyproject.toml --group dev --extra team --extra dask --extra s3 --extra gs --extra sign --python-version 3.11 --universal \
+	$(UV) pip compile pyproject.toml --group dev --extra team --extra dask --extra s3 --extra gs --extra sign --extra text \
+	  --python-version 3.11 --universal \
 	  --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
 
 clean:

@@ -27,7 +27,7 @@ GROUND = {"errors", "params", "paths", "progress", "files", "records", "locks", 
 every stage it would have all made anew for a change that no reader can tell; who changes a layout runs `dvc repro -f`.
 """
 
-CONTRACTS = {"refit.modality.contract", "refit.modality.image.settings"}
+CONTRACTS = {"refit.modality.contract", "refit.modality.image.settings", "refit.modality.text.settings"}
 """Shapes and settings, no code that computes: what they hold reaches a stage's result by its params."""
 
 CARRIERS = {"tasks.fetch": {"refit.registry.versions", "refit.model.card"}}
@@ -56,6 +56,8 @@ OWNERS = {
     "mlflow": {"refit.registry", "refit.model.serving"},
     "pandera": {"tasks.validate", "refit.data.rules", "refit.data.exceptions", "refit.modality"},
     "torchvision": {"refit.modality.image"},
+    "transformers": {"refit.modality.text"},
+    "tokenizers": {"refit.modality.text"},
     "ruamel": {"refit.params"},
     "httpx": {"refit.checkpoint.download", "flows.tools.liveness"},
     "fsspec": {"refit.checkpoint.buckets"},

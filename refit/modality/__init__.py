@@ -1,4 +1,4 @@
-"""The one seam where a kind of example plugs in: pictures now, text next.
+"""The one seam where a kind of example plugs in: pictures, texts.
 
 A modality is a folder here, whose name `data.modality` of params.yaml says; the section of that name in params.yaml has
 its settings. It is nine files, each of which keeps a Protocol of `contract.py`:

@@ -1,0 +1,16 @@
+"""Texts: how a file becomes tokens, and which networks read them (BERT, GPT and their kin, through `transformers`)."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .. import contract
+    from . import augment, examples, files, networks, preprocessing, rules, settings, weights
+
+    _SETTINGS: contract.Settings = settings
+    _FILES: contract.Files = files
+    _RULES: contract.Rules = rules
+    _PREPROCESSING: contract.Preprocessing = preprocessing
+    _EXAMPLES: contract.Examples = examples
+    _NETWORKS: contract.Networks = networks
+    _WEIGHTS: contract.Weights = weights
+    _AUGMENTATION: contract.Augmentation = augment

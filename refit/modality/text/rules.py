@@ -1,0 +1,32 @@
+"""Which texts are good enough to train on."""
+
+import pandera.pandas as pa
+
+from .files import LENGTHS
+from .settings import Validate
+
+
+def manifest_columns() -> dict[str, pa.Column]:
+    """What `files.inspect` says of a text beside what is said of every file."""
+    return {
+        "characters": pa.Column("int64", pa.Check.ge(0)),
+        "words": pa.Column("int64", pa.Check.ge(0)),
+        "length": pa.Column(str, pa.Check.isin(["", *LENGTHS])),
+        "script": pa.Column(str),
+        "control_characters": pa.Column("int64", pa.Check.ge(0)),
+        "html_tags": pa.Column("int64", pa.Check.ge(0)),
+    }
+
+
+def row_columns(settings: Validate) -> dict[str, pa.Column]:
+    """The rules of the section `text.validate` of params.yaml."""
+    low, high, tags = settings.min_words, settings.max_words, settings.max_html_tags
+    columns = {
+        "words": pa.Column("int64", pa.Check.in_range(low, high, error=f"length outside {low} to {high} words")),
+        "control_characters": pa.Column(
+            "int64", pa.Check.le(settings.max_control_characters, error="control characters")
+        ),
+    }
+    if tags is not None:
+        columns["html_tags"] = pa.Column("int64", pa.Check.le(tags, error="remains of HTML"))
+    return columns

@@ -1,0 +1,541 @@
+"""Texts: what a file is found to be, how it becomes tokens, what reads them, and the whole chain with a tiny BERT."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from refit import paths
+from refit.checkpoint import folder as folders
+from refit.checkpoint import hub
+from refit.data.sources import list_examples
+from refit.errors import CheckpointError, DataError, ParamsError, WorkspaceError
+from refit.modality.text import augment, examples, files, settings
+from refit.modality.text.preprocessing import Preprocessing, read_preprocessing
+from refit.params import Params
+from tasks import fetch
+
+from .conftest import ROOT, change_params
+from .services import clone, dvc, environment, origin, refit, run
+from .texts import BAD, CAUSAL, FAMILIES, GOOD, texts, write_language_model
+
+__all__ = ["origin"]  # a fixture
+
+WAYS = settings.Finetune(max_tokens=24, pooling="auto", hide=0.0)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("texts")
+
+
+@pytest.fixture(scope="module")
+def reviews(origin: Path, home: Path) -> tuple[Path, dict[str, str]]:
+    """A clone that learns texts from a table, in which all stages have run."""
+    folder, env = clone(origin, home / "project"), environment(home)
+    write_language_model(folder / "base/tiny", "bert")
+    pin = digest(folder / "base/tiny")
+    rows = [(text, "good") for text in texts(150, GOOD, 0)] + [(text, "bad") for text in texts(150, BAD, 1)]
+    (folder / "data").mkdir(exist_ok=True)
+    pd.DataFrame([*rows, ("", "good"), ("Ã©tÃ©", "bad")], columns=["text", "label"]).to_csv(
+        folder / "data/reviews.csv", index=False
+    )
+    changes = {
+        "data.modality": "text", "data.source": "data/reviews.csv", "checkpoint.uri": "file:base/tiny",
+        "checkpoint.sha256": pin, "finetune.model": "bert", "finetune.strategy": "lp_ft", "finetune.epochs": 8,
+        "finetune.learning_rate": 0.003, "finetune.batch_size": 16, "finetune.layer_decay": 0.9,
+        "text.finetune.max_tokens": 16, "text.finetune.hide": 0.1, "gate.slices": ["length", "script"],
+        "register.model_name": "reviews", "register.experiment": "reviews",
+    }  # fmt: skip
+    change_params(folder / "params.yaml", changes)
+    dvc("add", "--quiet", "data/reviews.csv", cwd=folder, env=env)
+    run("git", "add", "--all", cwd=folder, env=env)
+    run("git", "commit", "--quiet", "--message", "texts", cwd=folder, env=env)
+    dvc("repro", cwd=folder, env=env)
+    run("git", "add", "--all", cwd=folder, env=env)
+    run("git", "commit", "--quiet", "--message", "learned", cwd=folder, env=env)
+    return folder, env
+
+
+def test_texts_are_ingested_validated_and_learned(reviews: tuple[Path, dict[str, str]]) -> None:
+    folder, _ = reviews
+    summary = json.loads((folder / "reports/validation.json").read_text())
+    assert "empty text" in summary["rejected_by_reason"]
+    assert any("read as Windows-1252" in reason for reason in summary["rejected_by_reason"])
+    card = json.loads((folder / "models/model.json").read_text())
+    assert (card["modality"], card["architecture"], card["preprocessing"]["pooling"]) == ("text", "bert", "first")
+    assert card["pretrained"]["share"] == 1.0
+    assert json.loads((folder / "metrics/evaluation.json").read_text())["accuracy"]["value"] > 0.9
+    manifest = pd.read_parquet(folder / "data/manifest.parquet")
+    assert {"words", "length", "script"} <= set(manifest.columns)
+    work = json.loads((folder / ".refit/live/work.json").read_text())
+    assert work["rest_forwards"] > work["frozen_forwards"] > 0, "the frozen encoder ran once for each text"
+
+
+def test_texts_are_registered_served_and_predicted(reviews: tuple[Path, dict[str, str]]) -> None:
+    folder, env = reviews
+    assert "candidate: models:/reviews-candidates/1" in refit("register", cwd=folder, env=env)
+    (folder / "new.txt").write_text("a lovely and clever film")
+    assert "new.txt\tgood" in refit("predict", "new.txt", cwd=folder, env=env)
+    shown = refit("predict", "--value", "the dull grey story", "--model", "candidate", cwd=folder, env=env)
+    assert "the dull grey story\tbad" in shown
+    assert "empty text" in refit("predict", "--value", " ", cwd=folder, env=env, expected=3)
+    code = (
+        "import sys, mlflow, json\nmlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
+        "model = mlflow.pyfunc.load_model('models:/reviews-candidates/1')\n"
+        "print(model.input_example)\n"
+        "print(model.predict({'text': ['a warm bright scene', 'it was stale and cold']})['label'].tolist())\n"
+        "print([name for name in sys.modules if name.startswith('torchvision')])"
+    )
+    shown = run(sys.executable, "-c", code, cwd=folder, env=env)
+    assert "['good', 'bad']\n[]" in shown
+
+
+def test_a_version_is_made_again_to_the_last_bit(reviews: tuple[Path, dict[str, str]]) -> None:
+    folder, env = reviews
+    assert "identical" in refit("reproduce", "candidate", cwd=folder, env=env)
+
+
+def test_standard_input_is_a_text_a_line(reviews: tuple[Path, dict[str, str]]) -> None:
+    folder, env = reviews
+    command = [sys.executable, "-m", "flows", "predict", "--value", "-", "--json"]
+    said = subprocess.run(
+        command, cwd=folder, env=env, input="a fine film\na clumsy film\n", capture_output=True, text=True, check=True
+    )
+    assert [row["label"] for row in json.loads(said.stdout)] == ["good", "bad"]
+
+
+def digest(folder: Path) -> str:
+    with folders.taken(folders.files_in(folder, settings.CHECKPOINT_FILES)) as copy:
+        return folders.digest_of(copy)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest, home: Path) -> tuple[str, Path, Preprocessing]:
+    """A family, its weights as `fetch` keeps them, and what they bring along."""
+    from refit.modality.text import weights
+
+    folder = write_language_model(home / request.param, request.param)
+    target = home / f"{request.param}.safetensors"
+    described = weights.read_folder(folder, target)
+    assert described.architecture == request.param
+    return request.param, target, weights.preprocessing_for(described.preprocessing, WAYS)
+
+
+def rows(preprocessing: Preprocessing, *said: str) -> np.ndarray:
+    return np.stack([examples.prepare(text.encode(), preprocessing) for text in said])
+
+
+def built(model: tuple[str, Path, Preprocessing]):
+    import torch
+
+    from refit.checkpoint.backbone import load_backbone
+    from refit.modality.text import networks
+
+    family, weights, preprocessing = model
+    torch.manual_seed(1)
+    network = networks.build_network(family, 3, 0.1, preprocessing).eval()
+    loaded = load_backbone(network, load_file(weights), networks.head_parameters(network, 3), "text", "x", None, 1.0)
+    assert (loaded.share, loaded.missing, loaded.unexpected) == (1.0, (), ())
+    return network
+
+
+def test_each_family_reads_its_own_weights_as_transformers_does(model: tuple[str, Path, Preprocessing]) -> None:
+    import torch
+    from transformers import AutoModel
+
+    from refit.modality.text import networks
+
+    family, weights, preprocessing = model
+    network, folder = built(model), weights.with_suffix("")
+    body = AutoModel.from_pretrained(folder).eval()
+    prepared = rows(preprocessing, "the film is a fine story and it was warm", "dull film")
+    with torch.inference_mode():
+        together = network(networks.network_input(torch.from_numpy(prepared), preprocessing))
+        for row, logits in zip(prepared, together, strict=True):
+            tokens = torch.from_numpy(row[row >= 0]).long()[None]
+            vectors = body(input_ids=tokens).last_hidden_state
+            expected = network.head(vectors[:, -1 if family in CAUSAL else 0])[0]
+            assert torch.allclose(logits, expected, atol=1e-5), "what stands behind a text changes nothing"
+
+
+def test_each_family_has_its_layers_in_order(model: tuple[str, Path, Preprocessing]) -> None:
+    import torch
+
+    from refit.modality.text import networks
+
+    network = built(model)
+    groups = networks.layer_groups(network, networks.head_parameters(network, 3))
+    assert len(groups) == 4, "embeddings, two blocks, the head"
+    assert sorted(name for group in groups for name in group.parameters) == sorted(dict(network.named_parameters()))
+    assert groups[-1].parameters == ("head.weight", "head.bias")
+    prepared = torch.from_numpy(rows(model[2], "a fine film", "the dull story and a scene"))
+    network.train()(networks.network_input(prepared, model[2])).square().sum().backward()
+    learned = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
+    assert learned == set(dict(network.named_parameters()))
+
+
+def test_the_frozen_encoder_can_be_cut_off(model: tuple[str, Path, Preprocessing]) -> None:
+    import torch
+
+    from refit.modality.text import networks
+    from refit.training import frozen
+
+    network, preprocessing = built(model), model[2]
+    sample = networks.network_input(torch.from_numpy(rows(preprocessing, "a fine film", "the story")), preprocessing)
+    body = [name for name, _ in network.named_parameters() if not name.startswith("head.")]
+    found = frozen.split(network, body, sample)
+    assert found is not None
+    features = found.prefix(sample)
+    assert features.shape == (2, 32)
+    dropped = found.suffix.train()(features)
+    assert not torch.equal(dropped, found.suffix.eval()(features)), "the head's dropout stays with the head"
+
+
+def test_features_of_a_text_are_the_same_in_any_company(home: Path) -> None:
+    import torch
+
+    from refit.modality.text import networks, weights
+    from refit.training import frozen
+    from refit.training.features import _Forward
+
+    folder = write_language_model(home / "company", "bert")
+    preprocessing = weights.preprocessing_for(weights.read_folder(folder, home / "c.safetensors").preprocessing, WAYS)
+    network = built(("bert", home / "c.safetensors", preprocessing))
+    prepared = rows(preprocessing, *texts(40, GOOD, 3))
+
+    def features(chosen: np.ndarray) -> np.ndarray:
+        from types import SimpleNamespace as Some
+
+        held = Some(rows=Some(gather=lambda rows: prepared[chosen][rows]), keys=None)
+        feed = Some(network_input=partial(networks.network_input, preprocessing=preprocessing))
+        job = Some(device=torch.device("cpu"), precision="fp32", feed=feed)
+        body = [name for name, _ in network.named_parameters() if not name.startswith("head.")]
+        cut = frozen.split(network, body, feed.network_input(torch.from_numpy(prepared[:2])))
+        work = Some(frozen_forwards=0)
+        forward = _Forward(job, cut, held, 0, work, networks.extents(prepared[chosen]))
+        return np.concatenate(list(forward(np.arange(len(chosen)))))
+
+    some = np.array([7, 30, 2, 19, 11])
+    assert (features(np.arange(40))[some] == features(some)).all()
+
+
+def test_batches_have_texts_of_about_one_length() -> None:
+    from types import SimpleNamespace as Some
+
+    from refit.training.loop import epoch_order
+
+    extents = np.random.default_rng(0).integers(3, 60, 1000)
+    train = Some(keys=np.arange(1000, dtype=np.uint64), labels=np.zeros(1000, dtype=np.int64))
+    settings = Some(class_balance="none")
+    job = Some(seed=1, train=train, settings=settings, plan=Some(batch_size=16), train_extents=extents)
+    orders = [epoch_order(job, epoch) for epoch in (0, 1)]
+    for order in orders:
+        assert sorted(order) == list(range(1000))
+        padded = sum(extents[order[start : start + 16]].max() * 16 for start in range(0, 992, 16))
+        assert padded < 1.1 * extents.sum(), "at most a tenth is padding"
+    assert (orders[0] != orders[1]).any()
+    job.train_extents = None
+    assert (epoch_order(job, 0) != orders[0]).any()
+
+
+def tiny(**more: object) -> Preprocessing:
+    """A tokenizer without a network."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    tokenizer = Tokenizer(WordLevel({"?": 0, "a": 1, "b": 2, "c": 3}, unk_token="?"))
+    tokenizer.pre_tokenizer = Whitespace()
+    known = Preprocessing(tokenizer=tokenizer.to_str(), max_tokens=6, hidden_token=0, pooling="last", network={})
+    return replace(known, **more)  # type: ignore[arg-type]
+
+
+def test_a_text_becomes_a_row_of_tokens_and_back() -> None:
+    row = examples.prepare("\ufeff a  b\r\nc ".encode(), tiny())
+    assert (row.tolist(), row.dtype) == ([1, 2, 3, -1, -1, -1], np.int32)
+    assert examples.picture(row, tiny()) == "“a b c”"
+    assert examples.prepare(b"a b c a b c a b", tiny()).tolist() == [1, 2, 3, 1, 2, 3]
+    assert examples.request(" é ".encode()) == "é"
+    assert examples.parse("é") == "é".encode()
+    assert examples.parse(b"x") == b"x"
+    with pytest.raises(ValueError, match="a text is expected, found int"):
+        examples.parse(3)
+
+
+def test_a_run_of_tokens_is_hidden_but_for_the_ends() -> None:
+    import torch
+
+    from refit.modality.text import networks
+
+    held = torch.tensor([[2, 5, 6, 7, 8, 3, -1, -1], [2, 5, 3, -1, -1, -1, -1, -1]], dtype=torch.int32)
+    for draw in (0.0, 0.5, 0.999):
+        changed = augment.augment(held, torch.tensor([[0.999, draw]] * 2), replace(WAYS, hide=0.6))
+        assert (changed[0] == networks.HIDDEN).sum() == 2
+        assert changed[:, 0].tolist() == [2, 2]
+        assert (changed[0, 5], changed[1, 2]) == (3, 3)
+        assert ((changed == networks.HIDDEN) | (changed == held)).all()
+        fed = networks.network_input(changed, tiny(hidden_token=9))
+        assert fed.shape == (2, 6)
+        assert (fed[0] == 9).sum() == 2
+    assert augment.augment(held, torch.zeros(2, 2), WAYS) is held
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "empty text"),
+        (b" \n\t", "empty text"),
+        ("größer".encode("utf-16"), "it is UTF-16"),
+        ("größer als".encode("utf-16-le"), "probably UTF-16 without its mark"),
+        ("größer".encode("utf-32"), "it is UTF-32"),
+        ("größer".encode("cp1252"), "probably Windows-1252"),
+        ("ganz schön".encode().decode("cp1252").encode(), "UTF-8 that was read as Windows-1252"),
+        ("isn’t it".encode().decode("cp1252").encode(), "UTF-8 that was read as Windows-1252"),
+        (b"%PDF-1.4 \xff\xfe", "it is no text"),
+        (b"PK\x03\x04\x00\x00\xff\xff\xff\xff", "it is no text"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "x.txt").write_bytes(content)
+    found = files.inspect(tmp_path / "x.txt")
+    assert said in (found.error or "")
+    assert found.words == 0
+
+
+def test_a_text_is_inspected(tmp_path: Path) -> None:
+    def inspect(text: str) -> files.TextInspection:
+        (tmp_path / "x.txt").write_text(text)
+        return files.inspect(tmp_path / "x.txt")
+
+    found = inspect("Ça va, <b>toi</b>?\x07")
+    assert found.error is None
+    assert (found.words, found.length, found.script, found.control_characters, found.html_tags) == (
+        13, "short", "latin", 1, 2,
+    )  # fmt: skip
+    assert [inspect(text).script for text in ("привет мир", "日本語です", "12 34")] == ["cyrillic", "cjk", "none"]
+    assert inspect("a" + " b" * 70).length == "long"
+    assert inspect("A fine film!").content_sha256 != inspect("a fine film").content_sha256
+    assert inspect("A fine, FILM!").group == inspect("a  fine film").group
+    assert inspect("Cafe\u0301\r\n").content_sha256 == inspect("Café").content_sha256
+    assert inspect("Â£5 and naïve").error is None, "not all of it can be read as UTF-8"
+    assert files.inspect(tmp_path).error == "not a regular file"
+
+
+def found_in(source: Path, tmp_path: Path) -> list[tuple[str, str, str | None, str | None]]:
+    listed = list_examples(source, tmp_path / "unpacked", "text")
+    return [(one.path.read_text() if one.error is None else "", one.label, one.split, one.error) for one in listed]
+
+
+ROWS = [{"text": "a film", "label": "good"}, {"text": "null", "label": "1"}]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
+def test_a_table_may_hold_texts(tmp_path: Path, suffix: str) -> None:
+    frame, file = pd.DataFrame(ROWS), tmp_path / f"reviews.{suffix}"
+    if suffix == "csv":
+        frame.to_csv(file, index=False)
+    elif suffix == "parquet":
+        frame.to_parquet(file)
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert found_in(file, tmp_path) == [("a film", "good", None, None), ("null", "1", None, None)]
+
+
+def test_a_folder_may_have_a_table_for_each_split_or_files_by_class(tmp_path: Path) -> None:
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.csv").write_text(f"text,label\nfrom {split},good\n")
+    expected = [
+        (f"from {name}", "good", split, None) for name, split in (("dev", "val"), ("test", "test"), ("train", "train"))
+    ]
+    assert found_in(folder, tmp_path) == expected
+    with zipfile.ZipFile(tmp_path / "reviews.zip", "w") as packed:
+        for file in folder.iterdir():
+            packed.write(file, f"reviews/{file.name}")
+        packed.writestr("reviews/labels.jsonl", '{"text": "packed", "label": "good", "split": "test"}\n')
+    assert found_in(tmp_path / "reviews.zip", tmp_path / "zip") == [("packed", "good", "test", None)]
+    for label in ("good", "bad"):
+        (tmp_path / "classes" / label).mkdir(parents=True)
+        (tmp_path / "classes" / label / "1.txt").write_text(label)
+    assert [(text, label) for text, label, *_ in found_in(tmp_path / "classes", tmp_path)] == [
+        ("bad", "bad"),
+        ("good", "good"),
+    ]
+
+
+def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    rows = [{"text": None, "label": "x"}, {"text": "a", "label": None}, {"text": "b", "label": "x", "split": "tset"}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    errors = [error for *_, error in found_in(tmp_path / "t.jsonl", tmp_path)]
+    assert sorted(filter(None, errors)) == [
+        "row 1: no example", "row 2: no label", "row 3: split 'tset' is not one of train, val, test",
+    ]  # fmt: skip
+    (tmp_path / "u.csv").write_text("texts,label\na,b\n")
+    with pytest.raises(DataError, match="expected text, label and optionally split"):
+        list_examples(tmp_path / "u.csv", tmp_path / "u", "text")
+    (tmp_path / "v.jsonl").write_text("{no json")
+    with pytest.raises(DataError, match=r"v.jsonl cannot be read as a table"):
+        list_examples(tmp_path / "v.jsonl", tmp_path / "u", "text")
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    return write_language_model(tmp_path / "bert", "bert")
+
+
+@pytest.fixture
+def in_project_child(project: Path) -> None:
+    """The child process finds the packages in the current folder, as in a real project."""
+    (project / "refit").symlink_to(ROOT / "refit")
+
+
+TEXT = {"data__modality": "text", "finetune__model": "bert", "gate__slices": ["length"]}
+
+
+@pytest.mark.usefixtures("in_project_child")
+def test_one_digest_pins_a_folder_an_archive_and_what_is_read_of_them(
+    project: Path, bert: Path, edit_params: Callable[..., Params]
+) -> None:
+    (bert / "pytorch_model.bin").write_bytes(b"a pickle, which is never read")
+    with zipfile.ZipFile(project / "bert.zip", "w") as packed:
+        for file in bert.iterdir():
+            packed.write(file, f"around/it/{file.name}")
+    pin = digest(bert)
+    for uri in (f"file:{bert}", "file:bert.zip"):
+        edit_params(**TEXT, checkpoint__uri=uri, checkpoint__sha256=pin)
+        fetch.main()
+        card = json.loads(paths.BASE_CARD.read_text())
+        assert (card["format"], card["source_sha256"], card["architecture"]) == ("folder", pin, "bert")
+        assert read_preprocessing(card["preprocessing"], "x").network["hidden_size"] == 32
+    kept = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(kept | {"hidden_act": "relu"}))
+    edit_params(checkpoint__uri=f"file:{bert}")
+    with pytest.raises(CheckpointError, match=f"but `checkpoint.sha256` in params.yaml asks for {pin}"):
+        fetch.main()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "t5"}, "names the family 't5', which is none of bert"),
+        ({"model_type": "own", "auto_map": {"AutoModel": "evil.Model"}}, "code of a repository is never run"),
+        ({"quantization_config": {}}, "a quantized network"),
+        ({"num_hidden_layers": 3}, "lack 16 tensors of the network that config.json describes"),
+        ({"hidden_size": 33}, "config.json describes no network|cannot be loaded"),
+        ({"vocab_size": 7}, "the tokenizer has 29 tokens, and the network knows 7"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(bert: Path, change: dict[str, object], said: str) -> None:
+    from refit.modality.text import weights
+
+    kept = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(kept | change))
+    with pytest.raises(CheckpointError, match=said):
+        weights.read_folder(bert, bert / "out")
+
+
+def test_missing_files_are_named(bert: Path) -> None:
+    from refit.modality.text import weights
+
+    (bert / "model.safetensors").rename(bert / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="weights cannot be loaded"):
+        weights.read_folder(bert, bert / "out")
+    (bert / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
+        weights.read_folder(bert, bert / "out")
+    (bert / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config.json of the checkpoint is damaged"):
+        weights.read_folder(bert, bert / "out")
+    with pytest.raises(CheckpointError, match=r"has none of the files config.json"):
+        folders.files_in(bert.parent / "nothing", settings.CHECKPOINT_FILES)
+
+
+def test_a_repository_of_a_hub_is_fetched_at_its_commit(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def download(address: str, *_: object) -> Path:
+        asked.append(address)
+        name = address.rpartition("/")[2]
+        if "/api/" in address:
+            siblings = [{"rfilename": path.name} for path in sorted(bert.iterdir())] + [{"rfilename": "evil.py"}]
+            (tmp_path / "listing").write_text(json.dumps({"sha": "c0ffee", "siblings": siblings}))
+            return tmp_path / "listing"
+        return bert / name
+
+    monkeypatch.setattr(hub, "download", download)
+    found, version = hub.fetch_repository("hf:owner/repo@v1", settings.CHECKPOINT_FILES, is_pinned=True)
+    assert version == "hf:owner/repo@c0ffee"
+    assert sorted(found) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert asked[0].endswith("/api/models/owner/repo/revision/v1")
+    assert all("/resolve/c0ffee/" in address for address in asked[1:])
+    with pytest.raises(CheckpointError, match="has none of the files"):
+        hub.fetch_repository("hf:owner/repo", ["nothing"], is_pinned=True)
+
+
+def test_what_params_may_say_of_texts(edit_params: Callable[..., Params]) -> None:
+    pin = "0" * 64
+    assert (
+        edit_params(**TEXT, checkpoint__uri="hf:owner/repo@main", checkpoint__sha256=pin).of_modality.finetune.hide == 0
+    )
+    for changes, said in (
+        ({"checkpoint__uri": "scratch", "checkpoint__sha256": None}, "brings no tokenizer"),
+        ({"finetune__mixup": 0.2}, "`finetune.mixup` has no meaning for `data.modality: text`"),
+        ({"finetune__model": "resnet18"}, "`finetune.model` is 'resnet18', which is not known"),
+        ({"text__validate__min_words": 9000}, "`text.validate.min_words` is larger"),
+    ):
+        with pytest.raises(ParamsError, match=said):
+            edit_params(**changes)
+        edit_params_back = {"checkpoint__uri": "hf:owner/repo", "checkpoint__sha256": pin, "finetune__mixup": 0.0}
+        edit_params(**edit_params_back, finetune__model="bert", text__validate__min_words=1)
+    edit_params(data__modality="image", finetune__model="resnet18", gate__slices=[], checkpoint__uri="https://a/b")
+    with pytest.raises(ParamsError, match=r"write hf:<owner>/<repo>\[@<revision>\]/<file>"):
+        edit_params(checkpoint__uri="hf:owner/repo@main")
+
+
+def test_more_tokens_than_the_network_reads_are_refused(bert: Path) -> None:
+    from refit.modality.text import networks, weights
+
+    described = weights.read_folder(bert, bert / "out")
+    known = described.preprocessing
+    with pytest.raises(ParamsError, match="is 64, and the network reads 40 at most"):
+        weights.preprocessing_for(known, replace(WAYS, max_tokens=64))
+    with pytest.raises(ParamsError, match="brings no tokenizer"):
+        weights.preprocessing_for(None, WAYS)
+    assert weights.preprocessing_for(known, replace(WAYS, pooling="mean")).pooling == "mean"
+    with pytest.raises(
+        ParamsError, match=r"`finetune\.model` is 'gpt2', and the base checkpoint is of the family 'bert'"
+    ):
+        networks.build_network("gpt2", 2, 0.0, weights.preprocessing_for(known, WAYS))
+    (bert / "1_Pooling").mkdir()
+    (bert / "1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    assert weights.read_folder(bert, bert / "out").preprocessing["pooling"] == "mean"  # type: ignore[index]
+
+
+def test_without_the_extra_it_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(WorkspaceError, match=r"texts need the extra `text` of Refit: `uv pip install .*\[text\]'`"):
+        examples.prepare(
+            b"a text", Preprocessing(tokenizer="{}", max_tokens=9, hidden_token=0, pooling="last", network={})
+        )
+
+
+def test_nothing_outside_of_the_room_knows_texts() -> None:
+    for file in (path for storey in ("flows", "tasks", "refit") for path in (ROOT / storey).rglob("*.py")):
+        if "refit/modality/text" not in file.as_posix():
+            source = file.read_text()
+            assert "modality.text" not in source, file
+            assert 'modality == "' not in source, file
