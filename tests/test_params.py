@@ -46,7 +46,7 @@ def test_the_schema_in_the_repository_is_that_of_the_code() -> None:
         ("seed", True, "`seed` is True, it should be a valid integer"),
         ("seed", -1, "greater than or equal to 0"),
         ("data.test_fraction", 1.0, "less than 1"),
-        ("data.modality", "text", "allowed: image"),
+        ("data.modality", "sound", "allowed: image, text"),
         ("data", 3, "`data` must be a section with keys, found 3"),
         ("image.validate.modes", ["RGB", "HSV"], "`image.validate.modes.1` is 'HSV', which is not known"),
         ("validate.labels", ["cat"], "at least two different labels"),
