@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .. import contract
-    from . import augment, examples, files, networks, preprocessing, rules, settings, weights
+    from . import augment, duplicates, examples, files, networks, preprocessing, rules, settings, weights
 
     _SETTINGS: contract.Settings = settings
     _FILES: contract.Files = files
     _RULES: contract.Rules = rules
+    _DUPLICATES: contract.Duplicates = duplicates
     _PREPROCESSING: contract.Preprocessing = preprocessing
     _EXAMPLES: contract.Examples = examples
     _NETWORKS: contract.Networks = networks

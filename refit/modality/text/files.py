@@ -4,7 +4,7 @@
 
 A text is untrusted input: its size is bounded, it must be UTF-8, and whatever is wrong with the bytes becomes the
 `error` of the record, never an exception. What two copies of a text share is `content_sha256` (line ends, Unicode form
-and space at the ends aside) and `group` (case, accents and signs aside too).
+and space at the ends aside) and `signature` (case, accents and signs aside too).
 """
 
 import hashlib
@@ -35,6 +35,14 @@ _MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+
+
+class UnusableError(ValueError):
+    """Why a file gives no text, in words for the user; `rule` is the one in params.yaml that it breaks."""
+
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(reason)
+        self.rule = rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +81,21 @@ def inspect(path: Path) -> TextInspection:
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        return TextInspection(error="not a regular file")
+        return TextInspection(error="not a regular file", rule="unreadable")
     if status.st_size > MAX_BYTES:
-        return TextInspection(error=f"larger than {MAX_BYTES // 2**20} MiB")
+        return TextInspection(error=f"larger than {MAX_BYTES // 2**20} MiB", rule="bomb")
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     try:
         text = decode(content)
-    except ValueError as error:
-        return TextInspection(sha256=sha256, bytes=len(content), error=str(error))
+    except UnusableError as error:
+        return TextInspection(sha256=sha256, bytes=len(content), error=str(error), rule=error.rule)
     words = len(_WORD.findall(text))
     return TextInspection(
         sha256=sha256,
         bytes=len(content),
         content_sha256=hashlib.sha256(text.encode()).hexdigest(),
-        group=hashlib.sha256(" ".join(_plain_words(text)).encode()).hexdigest()[:16],
+        signature=hashlib.sha256(" ".join(_plain_words(text)).encode()).digest(),
         characters=len(text),
         words=words,
         length=LENGTHS[(words > _SHORT) + (words > _MEDIUM)],
@@ -101,21 +109,21 @@ def decode(content: bytes) -> str:
     """The text in a file: line ends as \\n, composed (Unicode's form NFC), without space at its ends.
 
     Raises:
-        ValueError: it is not UTF-8, or empty; the message is for the user.
+        UnusableError: (a ValueError) it is not UTF-8, or empty; the message is for the user.
     """
     if content.startswith(b"version https://git-lfs"):
-        raise ValueError("a git-lfs pointer: run `git lfs pull`")
+        raise UnusableError("pointer", "a git-lfs pointer: run `git lfs pull`")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start:,}); {_probably(content)}") from None
+        raise UnusableError("encoding", f"not UTF-8 (byte {error.start:,}); {_probably(content)}") from None
     if "\0" in text:
-        raise ValueError(f"holds zero bytes; {_probably(content)}")
+        raise UnusableError("encoding", f"holds zero bytes; {_probably(content)}")
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
     if not text:
-        raise ValueError("empty text")
+        raise UnusableError("empty", "empty text")
     if (misread := _MISREAD.search(text)) and _was_misread(text):
-        raise ValueError(f"UTF-8 that was read as Windows-1252 and saved again, such as {misread[0]!r}")
+        raise UnusableError("encoding", f"UTF-8 that was read as Windows-1252 and saved again, such as {misread[0]!r}")
     return text
 
 

@@ -22,11 +22,13 @@ def row_columns(settings: Validate) -> dict[str, pa.Column]:
     """The rules of the section `text.validate` of params.yaml."""
     low, high, tags = settings.min_words, settings.max_words, settings.max_html_tags
     columns = {
-        "words": pa.Column("int64", pa.Check.in_range(low, high, error=f"length outside {low} to {high} words")),
+        "words": pa.Column(
+            "int64", pa.Check.in_range(low, high, error=f"length: length outside {low} to {high} words")
+        ),
         "control_characters": pa.Column(
-            "int64", pa.Check.le(settings.max_control_characters, error="control characters")
+            "int64", pa.Check.le(settings.max_control_characters, error="control_characters: control characters")
         ),
     }
     if tags is not None:
-        columns["html_tags"] = pa.Column("int64", pa.Check.le(tags, error="remains of HTML"))
+        columns["html_tags"] = pa.Column("int64", pa.Check.le(tags, error="html: remains of HTML"))
     return columns

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...params import STRICT, Count
+from ...params import STRICT, Count, Policy, PolicyOfUnusable
 
 SLICES = ("length", "script")
 """Columns of the manifest by whose values a model may be judged apart."""
@@ -32,8 +32,20 @@ LEARNING_RATE = 0.00005
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Rules:
+    """The rules for texts, each with its policy."""
+
+    encoding: Annotated[PolicyOfUnusable, Field(description="not UTF-8, or UTF-8 that was misread and saved again")]
+    length: Annotated[Policy, Field(description="words outside `text.validate.min_words` to `max_words`")]
+    control_characters: Annotated[Policy, Field(description="more than `text.validate.max_control_characters`")]
+    html: Annotated[Policy, Field(description="more remains of pages than `text.validate.max_html_tags`")]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Validate:
     """Which texts are good enough. A word is a run of letters and digits, or a sign."""
+
+    rules: Annotated[Rules, Field(description="Per rule: error (stop the run), reject, warn, off.")]
 
     min_words: Annotated[Count, Field(description="Fewest words and signs.")]
     max_words: Annotated[Count, Field(description="Most words and signs; the network reads `max_tokens` of them.")]

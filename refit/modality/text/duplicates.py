@@ -1,0 +1,15 @@
+"""Texts that say the same: equal but for case, accents, signs and space (`files.inspect` gives them one signature)."""
+
+import numpy as np
+
+RADII = (0,)
+
+
+def hashes_of(signatures: np.ndarray) -> np.ndarray:
+    """(n, 32) uint8 -> (n, 1) uint64: a part of the digest."""
+    return np.ascontiguousarray(signatures[:, :8]).view(np.uint64)
+
+
+def same(signatures: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """(k,) bool: whether both have the whole digest in common."""
+    return np.asarray((signatures[candidates[:, 0]] == signatures[candidates[:, 1]]).all(axis=1))
