@@ -37,6 +37,7 @@ _LIST = re.compile(r"(\d{6,})\.json")
 _SECONDS_BETWEEN = 1.0  # looks; a training saves once in a minute
 _MAX_SHARE = 0.05  # of the time, that uploads may take: a large state, or a slow remote, is written less often
 _SECONDS_FOR_THE_LAST = 60.0
+_TICK = 0.05  # a file is dated by the last tick of a clock that is coarser than time.time()
 _DAYS_KEPT = 30  # what nobody has come back to
 
 
@@ -56,7 +57,7 @@ class Mirror:
         self._filesystem, self._folder, self._logger = filesystem, folder, logger
         self._there = _List(written="", modified=0.0, files={})
         self._number = 0
-        self._begun = time.time()
+        self._begun = time.time() - _TICK
         self._has_complained = False
         self._is_forgotten = False
         self._stop = Event()
