@@ -325,7 +325,7 @@ def test_a_container_that_is_stopped_saves_the_state_and_cancelling_stops_the_tr
     team.start_container("gpu-3", "gpu")
     trainings = len(team.runs("finetune"))
     seed = team.folder / "seed"
-    change_params(seed / "params.yaml", {"finetune.epochs": 1000})  # too many to end by themselves
+    change_params(seed / "params.yaml", {"finetune.epochs": 20_000})  # too many to end by themselves
     run("git", "commit", "--quiet", "--all", "--message", "train for long", cwd=seed, env=team.env)
     run("git", "push", "--quiet", str(team.folder / "origin.git"), "main", cwd=seed, env=team.env)
     run_id = team.begin()
