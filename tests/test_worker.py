@@ -317,6 +317,7 @@ def test_new_data_is_reported_and_trained_on(team: Team, first: dict[str, Any]) 
     assert len(team.branches()) == 2
 
 
+@pytest.mark.slow  # pytest -m "slow or not slow" tests/test_worker.py; how four processes take turns counts
 def test_a_container_that_is_stopped_saves_the_state_and_cancelling_stops_the_training(
     team: Team, first: dict[str, Any]
 ) -> None:
