@@ -129,9 +129,9 @@ class Team:
         return [file for file in (self.folder / "storage").glob("refit-state/*/*.json") if file.name > "000001.json"]
 
     def training(self, of: int) -> str | None:
-        """The id of the `of`-th training, once it has begun its second epoch."""
+        """The id of the `of`-th training, once it has made an epoch: the first, or where it goes on."""
         runs = self.runs("finetune")
-        return runs[of]["id"] if len(runs) > of and "epoch   1/" in self.logs(runs[of]["id"]) else None
+        return runs[of]["id"] if len(runs) > of and re.search(r"epoch +\d+/\d", self.logs(runs[of]["id"])) else None
 
 
 def _family(pid: int) -> list[int]:
