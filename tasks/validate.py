@@ -119,7 +119,7 @@ def _of_single_rows(manifest: pd.DataFrame, params: Params) -> pd.DataFrame:
     columns = modality.rules(params.data.modality).row_columns(params.of_modality.validate)
     return all_of(
         [
-            found(RETIRED, manifest["label"][is_retired].map(lambda _: rules_of(params)[RETIRED].about)),
+            found(RETIRED, pd.Series(rules_of(params)[RETIRED].about, index=manifest.index[is_retired], dtype="str")),
             found("unreadable", unusable["error"]).assign(rule=unusable["rule"].to_numpy()),
             broken(rest, row_schema(params.validate, columns)),
         ]

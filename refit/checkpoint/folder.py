@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..data.archives import unpack
+from ..data.archives import SUFFIXES, unpack
 from ..errors import CheckpointError, DataError
 from ..files import sha256_of_file
 
-_ARCHIVES = (".zip", ".whl", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+_ARCHIVES = (*SUFFIXES, ".whl")
 _DEEPEST = 4  # folders that an archive may have around the files
 
 

@@ -22,6 +22,9 @@ from typing import IO, cast
 
 from ..errors import DataError
 
+SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+"""Of names of archives."""
+
 MAX_UNPACKED_BYTES = 256 * 2**30
 """ImageNet's training set, the largest that is handed around as one archive, has 138 GiB."""
 

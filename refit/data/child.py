@@ -16,6 +16,7 @@ from .. import modality
 from ..modality.contract import Inspection
 
 NO_MEMORY = "not enough memory to decode it"
+AGAIN = "the next `refit retrain` or `validate` tries again, or `dvc repro -f ingest`"
 
 
 def main() -> None:
@@ -46,8 +47,7 @@ def inspect(look: Callable[[Path], Inspection], kind: type[Inspection], path: Pa
 
 def accident(kind: type[Inspection], reason: str) -> Inspection:
     """Of this time and machine only, not of the file."""
-    again = "the next `refit retrain` or `validate` tries again, or `dvc repro -f ingest`"
-    return kind(error=f"{reason}; {again}", rule="unreadable", is_accident=True)
+    return kind(error=f"{reason}; {AGAIN}", rule="unreadable", is_accident=True)
 
 
 if __name__ == "__main__":

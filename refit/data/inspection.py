@@ -23,13 +23,12 @@ from ..files import publish_json, publish_table, sha256_of_file, sha256_of_json
 from ..modality.contract import Inspection
 from ..paths import ACCIDENTS
 from ..progress import say, track
+from .child import AGAIN
 from .children import inspect_in_children
 from .sources import Example
 
 STORE = Path(".refit/inspections")
 CHUNK = 64
-
-_AGAIN = "the next `refit retrain` or `validate` tries again, or `dvc repro -f ingest`"
 
 
 def inspect_all(examples: Sequence[Example], modality_name: str) -> list[Inspection]:
@@ -64,7 +63,7 @@ def _note_accidents(examples: Sequence[Example], inspections: Sequence[Inspectio
     ACCIDENTS.unlink(missing_ok=True)
     if noted:
         publish_json(ACCIDENTS, noted)
-        say(f"{len(noted):,} could not be inspected this time, first {noted[0]}; {_AGAIN}")
+        say(f"{len(noted):,} could not be inspected this time, first {noted[0]}; {AGAIN}")
 
 
 def recall(modality_name: str) -> dict[str, Inspection]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import DataError
 from ..params import SPLITS
-from .archives import unpack
+from .archives import SUFFIXES, unpack
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SPLIT_TABLES = {**_SPLIT_FOLDERS, "dev": "val"}
 _TABLE_SUFFIXES = (".csv", ".parquet", ".jsonl")
-_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}  # what file managers leave behind
 _IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 
@@ -88,12 +87,12 @@ def _examples(source: Path, inside: _Inside) -> list[Example]:
         return _from_folder(source, inside)
     if source.name.lower().endswith(_TABLE_SUFFIXES):
         return _from_table(source, inside)
-    if source.name.lower().endswith(_ARCHIVE_SUFFIXES):
+    if source.name.lower().endswith(SUFFIXES):
         unpack(source, inside.unpack_to)
         return _from_folder(_single_folder_inside(inside.unpack_to), inside)
     raise DataError(
         f"the data source {source} is neither a folder nor a table ({', '.join(_TABLE_SUFFIXES)}) "
-        f"nor an archive ({', '.join(_ARCHIVE_SUFFIXES)})"
+        f"nor an archive ({', '.join(SUFFIXES)})"
     )
 
 

@@ -39,6 +39,14 @@ class Inspection:
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "is_accident"}
 
 
+class UnusableError(ValueError):
+    """Why a file gives no example, in words for the user; `rule` is the one in params.yaml that it breaks."""
+
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(reason)
+        self.rule = rule
+
+
 @dataclass(frozen=True, kw_only=True)
 class Described:
     """What published weights, or the head of a checkpoint's file, say of themselves."""

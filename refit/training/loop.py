@@ -199,33 +199,34 @@ class _Run:
         self._look()
         with learner.average.in_place():
             logits = self._validation_logits(learner.stream, requested)
-        if logits is None and (stopped := requested()):
+            if logits is not None:
+                history = (*self.position.history, self._scored(phase, learner, logits))
+                best = best_epoch(history)
+                if best == len(history):
+                    self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.moving.items()}
+                    self.best["logits"] = torch.from_numpy(logits)
+        if logits is None:
             self._save(learner)
-            raise stopped
-        assert logits is not None
-        with learner.average.in_place():
-            scored = metrics.score(metrics.softmax(logits), self.job.val.labels)
-            row = Epoch(
-                epoch=len(self.position.history) + 1,
-                learning_rate=phase.learning_rate * learner.learning_rate(self.position),
-                train_loss=self.position.loss_sum / len(self.job.train),
-                train_accuracy=self.position.num_correct / len(self.job.train),
-                val_loss=metrics.negative_log_likelihood(scored),
-                val_accuracy=metrics.accuracy(scored),
-            )
-            history = (*self.position.history, row)
-            best = best_epoch(history)
-            if best == row.epoch:
-                self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.moving.items()}
-                self.best["logits"] = torch.from_numpy(logits)
+            raise requested() or Stopped(15)
         self.epoch_seconds, self.epoch_begun = time.monotonic() - self.epoch_begun, time.monotonic()
         if self.ranks.is_first:
-            say(_line(row, self.job.plan.epochs))
+            say(_line(history[-1], self.job.plan.epochs))
             self.keeper.publish(history)
         self.position = dataclasses.replace(
             self.position, epoch=self.position.epoch + 1, step=0, loss_sum=0.0, num_correct=0, history=history,
             best_epoch=best, seconds=time.monotonic() - self.started,
         )  # fmt: skip
+
+    def _scored(self, phase: Phase, learner: Learner, logits: np.ndarray) -> Epoch:
+        scored = metrics.score(metrics.softmax(logits), self.job.val.labels)
+        return Epoch(
+            epoch=len(self.position.history) + 1,
+            learning_rate=phase.learning_rate * learner.learning_rate(self.position),
+            train_loss=self.position.loss_sum / len(self.job.train),
+            train_accuracy=self.position.num_correct / len(self.job.train),
+            val_loss=metrics.negative_log_likelihood(scored),
+            val_accuracy=metrics.accuracy(scored),
+        )
 
     @torch.inference_mode()
     def _validation_logits(self, stream: Stream, requested: Callable[[], Stopped | None]) -> np.ndarray | None:

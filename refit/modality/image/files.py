@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, ImageStat, UnidentifiedImageError, features
 
-from ..contract import Inspection
+from ..contract import Inspection, UnusableError
 
 COLUMN = None
 """Pictures are files."""
@@ -47,14 +47,6 @@ _MEASURED_SIDE = 512  # brightness, contrast and sharpness are those of the pict
 _CODECS = ("pil", "jpg", "libjpeg_turbo", "zlib", "zlib_ng", "webp", "libtiff", "avif", "littlecms2")
 """What decodes FORMATS and converts colours, in Pillow's names."""
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
-
-
-class UnusableError(ValueError):
-    """Why a file gives no picture, in words for the user; `rule` is the one in params.yaml that it breaks."""
-
-    def __init__(self, rule: str, reason: str) -> None:
-        super().__init__(reason)
-        self.rule = rule
 
 
 @dataclass(frozen=True, kw_only=True)

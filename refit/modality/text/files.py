@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..contract import Inspection
+from ..contract import Inspection, UnusableError
 
 COLUMN = "text"
 """The column of a table that holds texts."""
@@ -35,14 +35,6 @@ _MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-
-
-class UnusableError(ValueError):
-    """Why a file gives no text, in words for the user; `rule` is the one in params.yaml that it breaks."""
-
-    def __init__(self, rule: str, reason: str) -> None:
-        super().__init__(reason)
-        self.rule = rule
 
 
 @dataclass(frozen=True, kw_only=True)
