@@ -13,8 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from flows import cli
-from flows.cli import main
+from flows.cli import main, start
 from flows.tools import commits, dvc_process, pipeline
 from refit.errors import (
     ERRORS_BY_EXIT_CODE,
@@ -32,7 +31,7 @@ from .conftest import ROOT, change_params, draw
 @pytest.fixture
 def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (project / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
-    monkeypatch.setattr(cli, "_STARTED_IN", project)
+    monkeypatch.setattr(start, "STARTED_IN", project)
     return project
 
 
@@ -113,10 +112,19 @@ def test_predict_names_the_file_that_is_no_image(here: Path, content: bytes | No
     assert expected in result.stderr
 
 
+def test_what_is_verified_is_looked_for_where_the_user_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "below" / "release").mkdir(parents=True)
+    (here / "below" / "key.pem").write_text("no key")
+    monkeypatch.setattr(start, "STARTED_IN", here / "below")
+    result = call("verify", "release", "--key", "key.pem")
+    assert result.exit_code in ERRORS_BY_EXIT_CODE, result.stderr
+    assert "does not exist" not in result.stderr
+
+
 def test_predict_takes_folders_lists_and_standard_input_and_one_bad_file_costs_the_others_nothing(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.cli._STARTED_IN", trained)
+    monkeypatch.setattr("flows.cli.start.STARTED_IN", trained)
     folder = trained / "some"
     (folder / "deep").mkdir(parents=True)
     for number, name in enumerate(("b.png", "deep/a.png", "deep/c.png")):

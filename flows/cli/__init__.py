@@ -14,6 +14,7 @@ import click
 
 from flows.cli import decide, operate
 from flows.cli.printing import JSON, print_json
+from flows.cli.start import FromStart, from_start
 from refit import collector
 from refit.errors import EXIT_CODES, DataError, RefitError, TrackingUnavailableError, WorkspaceError, exit_with
 
@@ -214,7 +215,7 @@ def status(as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("files", nargs=-1, type=FromStart(allow_dash=True))
 @click.option("--list", "listed", type=click.File(), help="A file with a path on each line; - for standard input.")
 @click.option(
     "--value",
@@ -251,16 +252,7 @@ def predict(
         texts = list(filter(None, sys.stdin.read().splitlines())) if values == ("-",) else values
         show_values(texts, uri, has_all, form)
         return
-    # The paths on the command line count from where the user is, not from the project.
-    chosen = [file if str(file) == "-" else _from_start(file) for file in (*files, *map(Path, lines))]
-    show_files(chosen, uri, has_all, form)
-
-
-_STARTED_IN = Path.cwd()
-
-
-def _from_start(path: Path) -> Path:
-    return _STARTED_IN / path
+    show_files([*files, *(from_start(Path(line)) for line in lines)], uri, has_all, form)
 
 
 def _pass_on(line: str, lines: list[str]) -> None:

@@ -5,16 +5,13 @@ from pathlib import Path
 import click
 
 from flows.cli.printing import JSON, print_json
+from flows.cli.start import FromStart
 from refit.errors import EvidenceError, ParamsError
-
-_STARTED_IN = Path.cwd()
 
 
 @click.command()
-@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Public key of whoever signs releases."
-)
+@click.argument("folder", required=False, type=FromStart(exists=True, file_okay=False))
+@click.option("--key", type=FromStart(exists=True, dir_okay=False), help="Public key of whoever signs releases.")
 @JSON
 def verify(folder: Path | None, key: Path | None, as_json: bool) -> None:
     """Read every file of every release, and say whether it is exactly what was promoted; with --key, its signature too.
@@ -25,11 +22,11 @@ def verify(folder: Path | None, key: Path | None, as_json: bool) -> None:
     from refit.registry import verification
 
     if folder is None:
-        found = verification.verify(load_params().register, key and _from_start(key))
+        found = verification.verify(load_params().register, key)
     elif key is None:
         raise ParamsError("a folder is verified by its signature: --key")
     else:
-        found = [verification.verify_folder(_from_start(folder), _from_start(key))]
+        found = [verification.verify_folder(folder, key)]
     if as_json:
         print_json(found)
     for release in found if not as_json else ():
@@ -78,11 +75,6 @@ def clean(keep: int, is_cloud: bool, is_dry_run: bool, as_json: bool) -> None:
     click.echo(f"in all    {_size(plan.bytes)}")
     if not is_freed:
         click.echo("MLflow keeps the files until `mlflow gc` runs where its server is (docs/operations.md)", err=True)
-
-
-def _from_start(path: Path) -> Path:
-    """What the command line names counts from where the user is, not from the project."""
-    return _STARTED_IN / path
 
 
 def _size(num_bytes: int) -> str:
