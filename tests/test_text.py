@@ -535,3 +535,14 @@ def test_nothing_outside_of_the_room_knows_texts() -> None:
             source = file.read_text()
             assert "modality.text" not in source, file
             assert 'modality == "' not in source, file
+
+
+def test_a_table_of_texts_is_judged_by_a_projects_rules(project: Path) -> None:
+    from flows.cli.folder import validate_folder
+
+    changes = {"data.modality": "text", "finetune.model": "bert", "gate.slices": ["length", "script"]}
+    change_params(project / "params.yaml", changes)
+    texts = [(f"text number {number} of {label}", label) for number in range(60) for label in ("good", "bad")]
+    pd.DataFrame([*texts, ("", "good")], columns=["text", "label"]).to_csv(project / "t.csv", index=False)
+    summary = validate_folder(project / "t.csv", project, project / "reports")
+    assert (summary.num_examples, summary.num_accepted, set(summary.rules)) == (121, 120, {"empty"})

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from refit import modality
 from refit.data.sources import list_examples
 from refit.data.summary import ValidationSummary
 from refit.errors import WorkspaceError
@@ -41,7 +42,9 @@ def validate_folder(source: Path, project: Path | None, reports: Path) -> Valida
         os.chdir(scratch)  # what is remembered between runs belongs to a project
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                manifest = build_manifest(list_examples(source, Path(scratch, "unpacked")), params.data)
+                column = modality.files(params.data.modality).COLUMN
+                examples = list_examples(source, Path(scratch, "unpacked"), column)
+                manifest = build_manifest(examples, params.data)
             manifest["path"] = manifest["path"].str.removeprefix(f"{source.as_posix()}/")
             verdict = judge(manifest, params)
         finally:
