@@ -45,8 +45,9 @@ from .sections import (
 
 __all__ = [
     "SPLITS", "STRICT", "Checkpoint", "Count", "Data", "Deploy", "Evaluate", "Finetune", "Flow", "Fraction", "Gate",
-    "MinImages", "Params", "Policy", "PolicyOfUnusable", "Register", "Rules", "Validate", "as_dict", "load_params",
-    "modalities", "moves", "public", "pure", "read_yaml", "schema", "training_digest", "without_credentials",
+    "MinImages", "Params", "Policy", "PolicyOfUnusable", "Register", "Rules", "Validate", "as_dict", "as_yaml",
+    "load_params", "modalities", "moves", "public", "pure", "read_yaml", "schema", "training_digest",
+    "without_credentials",
 ]  # fmt: skip
 
 _ADAPTER = TypeAdapter(Params)
@@ -164,6 +165,17 @@ def read_yaml(path: Path) -> Any:
 
     with path.open(encoding="utf-8") as file:
         return YAML(typ="safe", pure=True).load(file)
+
+
+def as_yaml(content: object) -> str:
+    """Plain mappings, lists and scalars as YAML, in their order."""
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+
+    text = StringIO()
+    YAML().dump(content, text)
+    return text.getvalue()
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

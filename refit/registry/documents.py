@@ -7,11 +7,11 @@ Both are functions of the evidence, the card and the required libraries: no cloc
 and the header's `model-index` hold the measures of the evidence; the bill has their intervals too.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ..gate.evidence import Bundle
 from ..model.card import Card
+from ..params import as_yaml
 
 _TITLES = {
     "accuracy": "Accuracy",
@@ -23,7 +23,7 @@ _TITLES = {
 
 def model_card(bundle: Bundle, card: Card) -> str:
     """README.md of a release."""
-    header = "\n".join(_yaml(_header(bundle, card)))
+    header = as_yaml(_header(bundle, card))
     measures = "\n".join(
         f"| {_TITLES.get(name, name)} | {measure.value:.4f} | {measure.low:.4f} to {measure.high:.4f} |"
         for name, measure in sorted(bundle.metrics.items())
@@ -31,8 +31,7 @@ def model_card(bundle: Bundle, card: Card) -> str:
     verdict = bundle.comparison.verdict
     reasons = "".join(f"\n- {reason}" for reason in bundle.comparison.reasons)
     return f"""---
-{header}
----
+{header}---
 
 # {bundle.model_name}
 
@@ -96,24 +95,6 @@ def _header(bundle: Bundle, card: Card) -> dict[str, object]:
         **({"base_model": "/".join(base.removeprefix("hf:").split("/")[:2])} if base.startswith("hf:") else {}),
         "model-index": [{"name": bundle.model_name, "results": results}],
     }
-
-
-def _yaml(value: object, indent: str = "") -> list[str]:
-    """Plain mappings, lists and scalars; a scalar in JSON's spelling is YAML too."""
-    if isinstance(value, Mapping):
-        lines = []
-        for key, entry in value.items():
-            inner = _yaml(entry, f"{indent}  ")
-            is_plain = not isinstance(entry, Mapping | list)
-            lines += [f"{indent}{key}: {inner[0]}"] if is_plain else [f"{indent}{key}:", *inner]
-        return lines
-    if isinstance(value, list):
-        lines = []
-        for entry in value:
-            first, *rest = _yaml(entry, f"{indent}  ")
-            lines += [f"{indent}- {first.strip()}", *rest]
-        return lines
-    return [json.dumps(value, ensure_ascii=False)]
 
 
 def bill_of_materials(bundle: Bundle, card: Card, requirements: Sequence[str]) -> dict[str, object]:
