@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -216,7 +216,12 @@ def status(as_json: bool) -> None:
 
 @main.command()
 @click.argument("files", nargs=-1, type=FromStart(allow_dash=True))
-@click.option("--list", "listed", type=click.File(), help="A file with a path on each line; - for standard input.")
+@click.option(
+    "--list",
+    "listed",
+    type=FromStart(exists=True, dir_okay=False, allow_dash=True),
+    help="A file with a path on each line; - for standard input.",
+)
 @click.option(
     "--value",
     "values",
@@ -231,7 +236,7 @@ def status(as_json: bool) -> None:
 @JSON
 def predict(
     files: tuple[Path, ...],
-    listed: TextIO | None,
+    listed: Path | None,
     values: tuple[str, ...],
     uri: str | None,
     has_all: bool,
@@ -245,7 +250,7 @@ def predict(
     from flows.cli.predictions import show_files, show_values
 
     form: Literal["text", "csv", "json"] = "json" if as_json else "csv" if as_csv else "text"
-    lines = [line.rstrip("\n") for line in listed or () if line.strip()]
+    lines = [line for line in _lines_of(listed) if line.strip()]
     if bool(files or lines) == bool(values):
         raise click.UsageError("nothing to label: name files, folders, - or --list; or give examples with --value")
     if values:
@@ -269,6 +274,13 @@ def _nearest_project() -> Path:
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
             return folder
     raise WorkspaceError("no project here: no folder from here upwards holds params.yaml and dvc.yaml; use --project")
+
+
+def _lines_of(listed: Path | None) -> list[str]:
+    if listed is None:
+        return []
+    with click.open_file(str(listed)) as file:
+        return [line.rstrip("\n") for line in file]
 
 
 def _load_params_first() -> None:
