@@ -112,6 +112,17 @@ def test_predict_names_the_file_that_is_no_image(here: Path, content: bytes | No
     assert expected in result.stderr
 
 
+def test_a_validation_that_ends_before_its_report_says_why(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(stage: str, say: Callable[[str], None], **_options: object) -> None:
+        say("Running stage 'validate':")
+        raise DataError("data/exceptions.csv: row 1, reason: must not be empty")
+
+    (here / "data/digits").mkdir(parents=True)
+    monkeypatch.setattr(pipeline, "reproduce", broken)
+    result = call("validate")
+    assert (result.exit_code, result.stderr.count("row 1, reason")) == (DataError.exit_code, 1)
+
+
 def test_what_is_verified_is_looked_for_where_the_user_is(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "below" / "release").mkdir(parents=True)
     (here / "below" / "key.pem").write_text("no key")

@@ -128,8 +128,8 @@ def validate(project: Path | None, path: Path | None, reports: Path | None, as_j
             pipeline.reproduce("ingest", lambda line: _pass_on(line, lines), is_forced=True)
         pipeline.reproduce("validate", lambda line: _pass_on(line, lines), single_item=False)
     except DataError as error:
-        if "Running stage 'validate':" not in lines:
-            raise  # an earlier stage: the report that is here is of another run
+        if "Running stage 'validate':" not in lines or not paths.VALIDATION_SUMMARY.exists():
+            raise  # before there was a report; one that is here is of another run
         failure = error
     summary = read_record(paths.VALIDATION_SUMMARY, ValidationSummary, WorkspaceError)
     if as_json:
@@ -251,8 +251,10 @@ def predict(
 
     form: Literal["text", "csv", "json"] = "json" if as_json else "csv" if as_csv else "text"
     lines = [line for line in _lines_of(listed) if line.strip()]
-    if bool(files or lines) == bool(values):
+    if not (files or lines or values):
         raise click.UsageError("nothing to label: name files, folders, - or --list; or give examples with --value")
+    if values and (files or lines):
+        raise click.UsageError("files and --value are two ways to ask: give one of them")
     if values:
         texts = list(filter(None, sys.stdin.read().splitlines())) if values == ("-",) else values
         show_values(texts, uri, has_all, form)
