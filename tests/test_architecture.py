@@ -39,6 +39,7 @@ OWNERS = {
         "flows.finetune",
         "flows.prepare",
         "flows.promote",
+        "flows.watch",
         "flows.tools.forms",
         "flows.tools.liveness",
         "flows.tools.local_server",

@@ -19,7 +19,9 @@ import pytest
 from click.testing import CliRunner
 
 from refit.data.changes import changes_markdown
-from refit.params import read_yaml
+from refit.params import load_params, read_yaml
+from refit.registry import tracking
+from tasks import promote as decisions
 from tasks.promote import review
 
 from .conftest import ROOT, change_params, write_image_folder
@@ -162,6 +164,40 @@ def test_every_way_to_decide_moves_the_champion_and_is_told(
     assert "nobody was told of it: the Prefect server at http://127.0.0.1:9/api does not answer" in result.stderr
     assert champion().version == "2"
     assert sink.received.empty()
+
+
+@pytest.mark.usefixtures("automations", "no_processes")
+def test_a_champion_moved_in_mlflow_is_told_of_once(
+    passing: Path, prefect_api: str, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.watch import watch
+
+    def told() -> str:
+        return str(sink.received.get(timeout=SECONDS_TO_ARRIVE)["body"])
+
+    def move(number: str) -> None:
+        with tracking.connected(load_params().register):
+            MlflowClient().set_registered_model_alias("pets", "champion", number)
+
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        for accuracy in (0.7, 0.9):
+            number = candidate(accuracy)
+            decisions.promote(number, "better", review(number).digest)
+        assert watch() == "models:/pets/2, as it was decided"
+        move("1")
+        for _ in range(2):
+            assert watch().startswith("models:/pets/1 is the champion, and models:/pets/2 was decided on")
+        assert "models:/pets/1 is the champion" in told()
+        decisions.rollback("2", "nobody decided on it")
+        assert watch() == "models:/pets/2, as it was decided"
+        move("1")
+        watch()
+        assert "models:/pets/1 is the champion" in told(), "the same move again is another one"
+    assert sink.received.empty(), "each was told once"
 
 
 SERVE = """
@@ -319,7 +355,7 @@ def test_two_retrainings_of_one_model_never_race() -> None:
     entries = read_yaml(ROOT / "prefect.yaml")["deployments"]
     deployments = {entry["name"]: entry for entry in entries}
     flows = {entry["entrypoint"].split(":")[1] for entry in entries}
-    assert flows == {"retrain", "finetune", "promote", "reject", "rollback", "approve"}
+    assert flows == {"retrain", "finetune", "promote", "reject", "rollback", "approve", "watch"}
     assert deployments["scheduled"]["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
     assert deployments["scheduled"]["parameters"] == {"deliver": "branch"}
     assert deployments["gpu"]["work_pool"]["name"] == "gpu"

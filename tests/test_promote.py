@@ -460,6 +460,11 @@ def test_a_claim_of_somebody_who_is_gone_blocks_for_a_quarter_of_an_hour() -> No
     assert history.claims([begun(14)], now)
     assert not history.claims([begun(16)], now)
     assert not history.claims([dataclasses.replace(begun(1), state="withdrawn")], now)
+    # A promotion moves the alias before it is written as done: that is no move past Refit.
+    assert history.moved_past(history.timeline([begun(1)], "1"), now) is None
+    assert history.moved_past(history.timeline([begun(16)], "1"), now) is not None
+    assert history.moved_past(history.timeline([dataclasses.replace(begun(1), state="done")], "1"), now) is None
+    assert history.moved_past((), now) is None
 
 
 def test_a_record_that_was_spoiled_by_hand_is_shown_as_that() -> None:

@@ -7,7 +7,7 @@ itself records neither who moved an alias nor that it was moved; a move made pas
 import dataclasses
 import datetime
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 TAG = "refit.move."
@@ -173,6 +173,19 @@ def timeline(moves: Iterable[Move], champion: str | None) -> tuple[Entry, ...]:
     if champion != known:
         entries.append(_outside(known, champion, "since then"))
     return tuple(entries)
+
+
+def moved_past(entries: Sequence[Entry], now: datetime.datetime) -> Entry | None:
+    """The present champion, if nobody decided on it. None where a decision is being carried out: it moves the alias
+    before it is written as done.
+
+    Args:
+        entries: a timeline's.
+        now: with a time zone.
+    """
+    if not entries or entries[-1].move.kind != "outside" or claims((entry.move for entry in entries), now):
+        return None
+    return entries[-1]
 
 
 def _outside(before: str | None, after: str | None, when: str) -> Entry:
