@@ -265,13 +265,12 @@ def _record(run: _Run, comparison: Comparison, state: Provenance, extra_tags: Ma
         "refit.python": platform.python_version(),
         WHO_TAG: releases.actor(params.register),
         **({tracking.BRANCH_TAG: branch} if (branch := git_branch()) else {}),
-        **{f"refit.environment.{name}": str(value) for name, value in as_plain(card.environment).items()},
         **extra_tags,
     }
     return Record(
         name=f"{params.register.model_name} {state.commit[:7]} {card.weights_sha256[:6]}",
         content_digest=digest_of_record(run.digests),
-        params={name: _as_text(value) for name, value in flat(public(params)).items() if not name.startswith("gate.")},
+        params=_params(params, card),
         tags=tags,
         history=[{str(name): value for name, value in row.items()} for row in history.to_dict("records")],
         metrics=_metrics(run.evaluation, card),
@@ -290,6 +289,13 @@ def _record(run: _Run, comparison: Comparison, state: Provenance, extra_tags: Ma
         comparison_digest=_comparison_digest(comparison),
         verdict={"refit.verdict": comparison.verdict, "refit.reasons": "; ".join(comparison.reasons)[:4000]},
     )
+
+
+def _params(params: Params, card: Card) -> dict[str, str]:
+    """All that was set but the gate's limits, then where it was trained."""
+    chosen = {name: value for name, value in flat(public(params)).items() if not name.startswith("gate.")}
+    places = {f"environment.{name}": value for name, value in as_plain(card.environment).items()}
+    return {name: _as_text(value) for name, value in (chosen | places).items()}
 
 
 def _metrics(evaluation: Evaluation, card: Card) -> dict[str, float]:

@@ -32,7 +32,7 @@ def choose(**changes: Any) -> Arithmetic:
 
 
 def test_what_params_yaml_says_is_not_probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arithmetic, "_seconds", None)
+    monkeypatch.setattr(arithmetic, "_times", None)
     assert (choose(precision="bf16", num_threads=3).precision, choose(precision="bf16", num_threads=3).num_threads) == (
         "bf16", 3,
     )  # fmt: skip
@@ -44,13 +44,16 @@ def test_a_card_wins_over_params_yaml() -> None:
     assert (found.precision, found.num_threads) == ("bf16", 5)
 
 
-def seconds_of(**times: float) -> Any:
-    """As if the machine took so long, by number format; a second thread is worth `second`."""
+def times_of(busy: float = 1.0, **times: float) -> Any:
+    """As if a step took so long, by number format; a second thread is worth `second`. Steps in bf16 meet other
+    processes, which make them `busy` times longer on the clock and change nothing of their work."""
 
-    def seconds(network: object, inputs: object, precision: str, num_threads: int, learns: bool) -> float:
-        return times[precision] * (times["second"] if num_threads > 1 else 1.0)
+    def measured(network: object, inputs: object, precision: str, num_threads: int, learns: bool) -> arithmetic._Times:
+        work = times[precision]
+        clock = work * (times["second"] if num_threads > 1 else 1.0)
+        return arithmetic._Times(clock * (busy if precision == "bf16" else 1.0), work)
 
-    return seconds
+    return measured
 
 
 @pytest.mark.parametrize(
@@ -60,17 +63,18 @@ def seconds_of(**times: float) -> Any:
         ({"fp32": 1.0, "bf16": 0.9, "second": 0.6}, "fp32", 2),
         ({"fp32": 1.0, "bf16": 0.5, "second": 5.0}, "bf16", 1),
         ({"fp32": 0.001, "bf16": 0.0017, "second": 0.9}, "fp32", 1),
+        ({"fp32": 1.0, "bf16": 0.5, "second": 5.0, "busy": 3.0}, "bf16", 1),
     ],
 )
 def test_only_what_is_clearly_faster_is_taken_and_the_answer_stays(
     times: dict[str, float], precision: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arithmetic, "available_cores", lambda: 2)
-    monkeypatch.setattr(arithmetic, "_seconds", seconds_of(**times))
+    monkeypatch.setattr(arithmetic, "_times", times_of(**times))
     found = choose()
     assert (found.precision, found.num_threads) == (precision, threads)
     assert f"{times['bf16'] / times['fp32']:.2f} of one with fp32" in found.reason
-    monkeypatch.setattr(arithmetic, "_seconds", None)
+    monkeypatch.setattr(arithmetic, "_times", None)
     assert choose() == found
 
 

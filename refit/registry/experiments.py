@@ -7,6 +7,9 @@ from .local_registry import database_of
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_TRAINS_MODELS = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's pages show runs and their curves then, instead of what they have for language models."""
+
 
 def experiment_id(client: "MlflowClient", name: str) -> str:
     """The id of the experiment of that name, made if there is none.
@@ -21,7 +24,8 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     try:
-        return str(client.create_experiment(name, artifact_location=_beside_database(mlflow.get_tracking_uri(), name)))
+        place = _beside_database(mlflow.get_tracking_uri(), name)
+        return str(client.create_experiment(name, artifact_location=place, tags=_TRAINS_MODELS))
     except MlflowException as error:
         found = client.get_experiment_by_name(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
         if found is None:

@@ -11,7 +11,9 @@ import os
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,15 @@ _CLEAR_AT_ONCE = (0.65, 1.1)
 _CLEARLY_FASTER = 0.8
 """More threads, or bf16, are taken where a step takes less than this share of the plain one: the noise of a short probe
 must not decide, and bf16's rounding must buy something."""
+
+
+class _Times(NamedTuple):
+    """Of a step. What other processes do to a step shows on the clock: threads are judged by it, since they take turns
+    with those processes. Work shows in CPU time: a number format is judged by that, and a busy machine does not matter.
+    """
+
+    clock: float  # seconds
+    work: float  # seconds of all threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +104,22 @@ def _probe(
     was_training = network.training
     network.train(learns)
     rows = inputs[: _ROWS[0]]
-    if _seconds(network, rows, "fp32", 1, learns) < _SHORT_SECONDS:
+    if _times(network, rows, "fp32", 1, learns).clock < _SHORT_SECONDS:
         rows = inputs[: _ROWS[1]]
     threads = [num_threads] if num_threads else sorted({1, available_cores()})
     formats: list[Precision] = [precision] if precision else ["fp32", "bf16"]
-    best = {(each, format_): float("inf") for each in threads for format_ in formats}
+    best = {(each, format_): _Times(inf, inf) for each in threads for format_ in formats}
     for way in best:  # the first time chooses kernels
-        _seconds(network, rows, way[1], way[0], learns)
+        _times(network, rows, way[1], way[0], learns)
     for _ in range(_ROUNDS):
-        for way in best:
-            best[way] = min(_seconds(network, rows, way[1], way[0], learns), best[way])
+        for way, least in best.items():
+            best[way] = _Times(*map(min, _times(network, rows, way[1], way[0], learns), least))
         plain = best[(threads[0], formats[0])]
-        if all(not _CLEAR_AT_ONCE[0] < best[way] / plain < _CLEAR_AT_ONCE[1] for way in list(best)[1:]):
+        shares = [
+            least.work / plain.work if count == threads[0] else least.clock / plain.clock
+            for (count, _), least in list(best.items())[1:]
+        ]
+        if all(not _CLEAR_AT_ONCE[0] < share < _CLEAR_AT_ONCE[1] for share in shares):
             break
     network.zero_grad(set_to_none=True)
     network.train(was_training)
@@ -118,28 +133,28 @@ def _probe(
 
 
 def _faster(
-    seconds: dict[tuple[int, Precision], float], ways: list[tuple[int, Precision]]
+    best: dict[tuple[int, Precision], _Times], ways: list[tuple[int, Precision]]
 ) -> tuple[tuple[int, Precision], str]:
     """The last of one or two ways if it is clearly faster than the first, and the reason."""
     plain, other = ways[0], ways[-1]
     if plain == other:
         return plain, ""
-    share = seconds[other] / seconds[plain]
     is_format = plain[0] == other[0]
+    share = best[other].work / best[plain].work if is_format else best[other].clock / best[plain].clock
     said = f"a step with {other[1] if is_format else f'{other[0]} threads'} took {share:.2f} of one with "
     said += plain[1] if is_format else f"{plain[0]}"
     return (other if share < _CLEARLY_FASTER else plain), said
 
 
-def _seconds(network: nn.Module, inputs: Tensor, precision: Precision, num_threads: int, learns: bool) -> float:
+def _times(network: nn.Module, inputs: Tensor, precision: Precision, num_threads: int, learns: bool) -> _Times:
     """Of a forward pass and, where the network learns, a backward pass."""
     torch.set_num_threads(num_threads)
-    start = time.perf_counter()
+    clock, work = time.perf_counter(), time.process_time()
     with autocast(inputs.device, precision), torch.set_grad_enabled(learns):
         logits = network(inputs)
     if learns:
         logits.float().sum().backward()
-    return time.perf_counter() - start
+    return _Times(time.perf_counter() - clock, time.process_time() - work)
 
 
 def _probes() -> Path:
