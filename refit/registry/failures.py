@@ -18,6 +18,8 @@ def translated(error: Exception, uri: str, way_out: str) -> TrackingError:
     else:  # files travel past MLflow's own error handling
         status = getattr(getattr(error, "response", None), "status_code", 500)
         is_refusal = isinstance(error, FileNotFoundError) or status < 500
+    if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+        return TrackingError(f"MLflow at {address} does not have it: {reason}")
     if is_refusal:
         return TrackingError(f"MLflow at {address} refused: {reason}{_who_helps(status, reason)}")
     return TrackingUnavailableError(f"MLflow at {address} failed: {reason}. {way_out}")
