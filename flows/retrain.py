@@ -24,10 +24,10 @@ from prefect.states import Completed
 from flows.finetune import shown_and_kept, train_on_worker
 from flows.prepare import prepare
 from flows.tools import commits, pipeline, policy
+from flows.tools.data_changes import last_run, publish_changes
 from flows.tools.liveness import SERVER_TROUBLE, is_over, reconcile, reporting, server_id
 from flows.tools.notifications import tell
 from refit import paths
-from refit.data.changes import changes_markdown
 from refit.data.summary import ValidationSummary
 from refit.errors import DataError, TrackingError, TrackingUnavailableError, WorkspaceError
 from refit.files import sha256_of_file
@@ -38,6 +38,7 @@ from refit.records import as_plain, read_record
 from refit.registry import champion, local_registry, tracking
 from refit.registry.origin import FLOW_RUN_LINK_TAG
 from refit.registry.provenance import git_state
+from refit.reports.changes import changes_markdown
 from refit.reports.evaluation import evaluation_markdown
 from refit.reports.validation import validation_markdown
 from refit.scoring.evaluation import Evaluation
@@ -92,14 +93,15 @@ def retrain(deliver: Deliver = "workspace") -> Any:
             pipeline.require_tracked_source(params.data.source)
         run_stage("environment")
         run_stage("sample")
-        before = last_manifest()
+        before = run_before()
         if params.flow.ingest_runner is not None and not pipeline.is_unchanged("ingest"):
             prepare(params.flow.ingest_runner)
         run_stage("ingest")
-        show_changes(before, params)
         pipeline.bring_examples(params.data.source)
-        run_stage("validate")
-        show_validation()
+        try:
+            run_stage("validate")
+        finally:
+            show_validation(before, params)
         keep_classes(params)
         run_stage("fetch")
         if params.flow.training_deployment is not None:
@@ -135,8 +137,6 @@ def run_stage(stage: str, is_kept: bool = False) -> State[None]:
             return Completed(name="Unchanged", message="its code, params and inputs are those of the last run")
     except DataError as error:
         tell("refit.data.rejected", str(error))
-        if stage == "validate":
-            show_validation()
         raise
     return Completed(message="reproduced")
 
@@ -265,24 +265,23 @@ def keep_classes(params: Params) -> None:
         raise
 
 
-def last_manifest() -> pd.DataFrame | None:
-    """The manifest of the last run: the one that is here, or that the DVC remote has."""
+def run_before() -> pd.DataFrame | None:
+    """What the last run found in the data: by the tables that are here, or that the DVC remote has."""
     if not paths.MANIFEST.exists() and paths.LOCK.exists():
-        pipeline.pull([paths.MANIFEST.as_posix()])
-    return pd.read_parquet(paths.MANIFEST) if paths.MANIFEST.exists() else None
+        pipeline.pull([paths.MANIFEST.as_posix(), paths.REJECTED.as_posix()])
+    return last_run()
 
 
-def show_changes(before: pd.DataFrame | None, params: Params) -> None:
-    """What came in, went, and was relabelled since the last run, as an artifact of the flow run."""
-    text = changes_markdown(before, pd.read_parquet(paths.MANIFEST), params.data.source)
-    get_run_logger().info(text.splitlines()[1])
-    create_markdown_artifact(text, key="data-changes", description="Data since the last run")
-
-
-def show_validation() -> None:
-    """The validation as an artifact of the flow run."""
+def show_validation(before: pd.DataFrame | None, params: Params) -> None:
+    """The validation, and what is new since the last run, as artifacts of the flow run; those of a run that the data
+    stopped too."""
+    if not paths.VALIDATION_SUMMARY.exists():  # the stage did not come to its end
+        return
     summary = read_record(paths.VALIDATION_SUMMARY, ValidationSummary, WorkspaceError)
     create_markdown_artifact(validation_markdown(summary), key="validation", description="Data validation")
+    text = changes_markdown(publish_changes(before, params.data.modality), params.data.source)
+    get_run_logger().info(text.splitlines()[1])
+    create_markdown_artifact(text, key="data-changes", description="Data since the last run")
 
 
 def show_evaluation() -> None:

@@ -22,6 +22,7 @@ ACCEPTED = Path("data/accepted.parquet")  # validate
 REJECTED = Path("data/rejected.parquet")
 VALIDATION_SUMMARY = Path("reports/validation.json")
 VALIDATION_REPORT = Path("reports/validation.html")
+FINDINGS = Path("reports/findings.json")
 
 BASE_WEIGHTS = Path("checkpoints/base.safetensors")  # fetch
 BASE_CARD = Path("checkpoints/base.json")
@@ -41,6 +42,8 @@ CONFUSION_PLOT = Path("plots/confusion.csv")
 RELIABILITY_PLOT = Path("plots/reliability.csv")
 EVALUATION_REPORT = Path("reports/evaluation.html")
 
+CHANGES = Path("reports/changes.json")  # in the flow and `refit validate`, of which DVC knows nothing
+CHANGES_REPORT = Path("reports/changes.html")
 COMPARISON = Path("reports/comparison.json")  # compare, an effect: DVC knows nothing of these
 COMPARISON_REPORT = Path("reports/comparison.html")
 COMPARISON_SUMMARY = Path("reports/comparison.md")
@@ -52,7 +55,7 @@ STAGE_OUTPUTS: dict[str, tuple[Path, ...]] = {
     "environment": (ENVIRONMENT,),
     "sample": (DIGITS,),
     "ingest": (MANIFEST, UNPACKED),
-    "validate": (ACCEPTED, REJECTED, VALIDATION_SUMMARY, VALIDATION_REPORT),
+    "validate": (ACCEPTED, REJECTED, VALIDATION_SUMMARY, VALIDATION_REPORT, FINDINGS),
     "fetch": (BASE_WEIGHTS, BASE_CARD),
     "finetune": (MODEL_WEIGHTS, MODEL_CARD, HISTORY),
     "evaluate": (METRICS, EVALUATION, PREDICTIONS, CONFUSION_PLOT, RELIABILITY_PLOT, EVALUATION_REPORT),

@@ -1,7 +1,7 @@
 """Stage `validate`: decides which examples are good enough, and whether the set is.
 
     python -m tasks.validate      data/manifest.parquet -> data/accepted.parquet, data/rejected.parquet,
-                                  reports/validation.json, reports/validation.html
+                                  reports/validation.json, reports/validation.html, reports/findings.json
 
 A rule finds examples, or something about the set; its policy in params.yaml says what follows (`refit/data/rules.py`).
 With a finding of policy `error` the run stops: the report is then written, `data/accepted.parquet` is not.
@@ -9,7 +9,9 @@ With a finding of policy `error` the run stops: the report is then written, `dat
 `twin` (the other example that it clashes with).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import pandera.pandas as pa
@@ -19,6 +21,7 @@ from refit import modality, paths
 from refit.data.digests import data_digest, split_digest
 from refit.data.exceptions import NONE as EXCEPTIONLESS
 from refit.data.exceptions import excepted, read_exceptions, unused
+from refit.data.findings import listed, publish_findings, summarized
 from refit.data.rules import (
     EXCUSED,
     RETIRED,
@@ -32,13 +35,13 @@ from refit.data.rules import (
     rules_of,
 )
 from refit.data.set_rules import AMONG_USABLE, ON_OUTCOME
-from refit.data.summary import RuleSummary, ValidationSummary
+from refit.data.summary import ValidationSummary
 from refit.errors import DataError, run_stage
 from refit.files import publish_table, publish_text
 from refit.params import SPLITS, Params, load_params
 from refit.progress import say
 from refit.records import publish_record
-from refit.reports.validation import validation_page
+from refit.reports.validation import excerpts, on, shelves_of, validation_page
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,13 @@ def main() -> None:
     manifest = pd.read_parquet(paths.MANIFEST)
     finders = [name for name in rules_of(params) if name not in ON_OUTCOME]
     verdict = judge(manifest, params, read_exceptions(paths.EXCEPTIONS, finders))
-    summary = summarize(manifest, verdict, params)
     publish_table(paths.REJECTED, verdict.rejected)
-    publish_record(paths.VALIDATION_SUMMARY, summary)
-    publish_text(paths.VALIDATION_REPORT, validation_page(summary, verdict.rejected))
+    report(manifest, verdict, params, paths.VALIDATION_REPORT.parent)
     if verdict.failures:
         raise DataError(
             "the data is not good enough to train on: "
             + "; ".join(verdict.failures)
-            + f". Every rejected image and its reason: {paths.VALIDATION_REPORT}"
+            + f". All that was found, with pictures: {paths.VALIDATION_REPORT}"
         )
     publish_table(paths.ACCEPTED, verdict.accepted)
     say(f"{len(verdict.accepted):,} accepted, {len(verdict.rejected):,} rejected: {paths.VALIDATION_REPORT}")
@@ -150,24 +151,40 @@ def _failures(manifest: pd.DataFrame, findings: pd.DataFrame, rules: dict[str, R
     return tuple(failures)
 
 
+def report(
+    manifest: pd.DataFrame, verdict: Verdict, params: Params, folder: Path, roots: Sequence[Path] = (Path(),)
+) -> ValidationSummary:
+    """Write validation.json, validation.html and findings.json into a folder.
+
+    Args:
+        roots: where the manifest's paths count from; the first that has a file wins.
+    """
+    findings = listed(verdict.findings, manifest)
+    summary = summarize(manifest, verdict, params)
+    shelves = shelves_of(findings, manifest)
+    pictures = excerpts(on(shelves), params.data.modality, roots)
+    publish_findings(folder / paths.FINDINGS.name, findings)
+    publish_record(folder / paths.VALIDATION_SUMMARY.name, summary)
+    publish_text(folder / paths.VALIDATION_REPORT.name, validation_page(summary, shelves, pictures))
+    return summary
+
+
 def summarize(manifest: pd.DataFrame, verdict: Verdict, params: Params) -> ValidationSummary:
     """The validation in numbers, with the digests that name the data and its split from here on."""
     accepted = verdict.accepted
     counts = (
         accepted.groupby(["label", "split"]).size().unstack(fill_value=0).reindex(columns=list(SPLITS), fill_value=0)
     )
-    rules = rules_of(params)
-    found_by = verdict.findings["rule"].value_counts()
+    warned = verdict.findings.loc[verdict.findings["policy"] == "warn", "row"]
+    is_rejected = manifest["path"].isin(verdict.rejected["path"])
     return ValidationSummary(
         passed=not verdict.failures,
         failures=verdict.failures,
         num_examples=len(manifest),
         num_accepted=len(accepted),
         num_rejected=len(verdict.rejected),
-        rules={
-            str(name): RuleSummary(rules[str(name)].policy, rules[str(name)].about, int(count))
-            for name, count in found_by.items()
-        },
+        num_warned=int((manifest.index.isin(warned) & ~is_rejected).sum()),
+        rules=summarized(listed(verdict.findings, manifest), rules_of(params)),
         classes={str(label): {split: int(row[split]) for split in SPLITS} for label, row in counts.iterrows()},
         data_digest=data_digest(accepted),
         split_digest=split_digest(accepted),

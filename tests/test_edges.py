@@ -84,7 +84,7 @@ EDITS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "refit/checkpoint/backbone.py": (appended("refit/checkpoint/backbone.py"), {"finetune"}),
     "refit/registry/versions.py": (appended("refit/registry/versions.py"), set()),
     "refit/data/archives.py": (appended("refit/data/archives.py"), {"ingest", "fetch"}),
-    "refit/data/children.py": (appended("refit/data/children.py"), {"ingest"}),
+    "refit/data/children.py": (appended("refit/data/children.py"), {"ingest", "validate"}),
     "refit/data/set_rules.py": (appended("refit/data/set_rules.py"), {"validate"}),
     "data/exceptions.csv": (appended("data/exceptions.csv"), {"validate"}),
     "refit/reports/validation.html.j2": (appended("refit/reports/validation.html.j2"), {"validate"}),
@@ -111,7 +111,7 @@ EDITS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "torchvision": (upgraded("torchvision"), {"fetch", "finetune", "evaluate"}),
     "numpy": (upgraded("numpy"), {"sample", "ingest", "finetune", "evaluate"}),
     "pillow": (upgraded("pillow"), {"sample"}),
-    "decoders": (upgraded("decoders"), {"ingest", "finetune", "evaluate"}),
+    "decoders": (upgraded("decoders"), {"ingest", "validate", "finetune", "evaluate"}),
     "network": (upgraded("network"), {"finetune", "evaluate"}),
     "mlflow": (upgraded("mlflow"), set()),
 }  # fmt: skip

@@ -15,12 +15,14 @@ from typing import Any
 from urllib.parse import urljoin
 from urllib.request import urlopen
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from refit.data.changes import changes_markdown
+from refit.data.changes import run_changes
 from refit.params import load_params, read_yaml
 from refit.registry import tracking
+from refit.reports.changes import changes_markdown
 from tasks import promote as decisions
 from tasks.promote import review
 
@@ -367,14 +369,18 @@ def test_what_changed_in_the_data(project: Path) -> None:
     after = after[after["path"] != "data/3.png"].copy()
     after.loc[after["path"] == "data/4.png", "label"] = "cat"
     after.loc[after["path"] == "data/6.png", "path"] = "data/renamed.png"  # the same content elsewhere is no news
-    text = changes_markdown(before, after, "data/photos")
+
+    def said(one: pd.DataFrame | None, other: pd.DataFrame) -> str:
+        return changes_markdown(run_changes(one, other), "data/photos")
+
+    text = said(before, after)
     assert "60 images (before: 60): 1 added, 1 removed, 1 relabelled" in text
     assert "relabelled: data/4.png: dog -> cat" in text
     assert "added: data/new.png" in text
-    assert "60 images (before: 0): 60 added, 0 removed, 0 relabelled" in changes_markdown(None, after, "data/photos")
-    assert "0 added, 0 removed, 0 relabelled" in changes_markdown(after, after, "data/photos")
+    assert "60 images (before: 0): 60 added, 0 removed, 0 relabelled" in said(None, after)
+    assert "0 added, 0 removed, 0 relabelled" in said(after, after)
     unreadable = manifest({"sha256": "", "path": "data/bad.png"}, {"sha256": "", "path": "data/worse.png"})
-    assert "60 images (before: 60): 0 added" in changes_markdown(before, unreadable, "data/photos")
+    assert "60 images (before: 60): 0 added" in said(before, unreadable)
 
 
 def test_a_cluster_gives_the_same_manifest(env: dict[str, str], project: Path) -> None:

@@ -1,18 +1,28 @@
 """The rules: which rows are rejected and why, and when the set stops the run."""
 
+import base64
+import contextlib
+import io
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from refit import paths
+from refit.data.changes import run_changes
 from refit.data.classes import require_classes
 from refit.data.exceptions import read_exceptions
+from refit.data.findings import listed
 from refit.errors import DataError
 from refit.params import Params, load_params
+from refit.reports.changes import changes_markdown, changes_page
+from refit.reports.validation import shelves_of
 from tasks import ingest, validate
 from tasks.validate import judge, summarize
 
@@ -223,7 +233,7 @@ def test_when_the_run_stops_the_report_is_there_and_nothing_to_train_on(
     draw(77).save(images / "lone" / "only.png")
     paths.ACCEPTED.parent.mkdir(exist_ok=True)
     paths.ACCEPTED.write_text("of an earlier run")
-    with pytest.raises(DataError, match=r"lone: [01].*Every rejected image and its reason: reports/validation.html"):
+    with pytest.raises(DataError, match=r"lone: [01].*All that was found, with pictures: reports/validation.html"):
         run_stages(edit_params)
     assert not paths.ACCEPTED.exists()
     summary = json.loads(paths.VALIDATION_SUMMARY.read_text())
@@ -238,6 +248,74 @@ def test_what_the_report_shows_is_escaped(images: Path, edit_params: Callable[..
     with pytest.raises(DataError):
         run_stages(edit_params, validate__max_rejected_fraction=0.0)
     assert "<script>alert" not in paths.VALIDATION_REPORT.read_text()
+
+
+def test_the_page_shows_what_clashes_side_by_side_and_ends_somewhere(project: Path) -> None:
+    clash = [
+        {"path": f"data/{n}b.png", "content_sha256": f"{n:064x}", "label": ("cat", "dog")[n % 2]} for n in range(20)
+    ]
+    damaged = [{"path": f"data/cut{n}.png", "error": "damaged image", "rule": "damaged"} for n in range(50)]
+    table = manifest(*clash, *damaged)
+    findings = listed(judge(table, load_params()).findings, table)
+    shelves = {shelf.rule: shelf for shelf in shelves_of(findings, table)}
+    two = shelves["two_labels"]
+    assert [one.path for one in two.groups[0]] == ["data/0b.png", "data/0.png"]
+    assert len(two.groups) == 12
+    assert two.num_hidden == 40 - 24
+    assert (len(shelves["damaged"].lines), shelves["damaged"].num_hidden) == (40, 10)
+    (of_the_set,) = shelves["too_many_rejected"].lines
+    assert of_the_set.path == ""
+    assert "are rejected" in of_the_set.says
+
+
+def test_pictures_on_the_page_are_ours_and_of_the_bytes_that_were_judged(
+    images: Path, edit_params: Callable[..., Params]
+) -> None:
+    hidden = b"<script>alert(1)</script>"
+    shutil.copy(images / "cat/000.png", images / "cat/copy.png")
+    large = draw(50, 300, 200)
+    large.save(images / "cat/large.jpg", comment=hidden)
+    (images / "cat/large.jpg").write_bytes((images / "cat/large.jpg").read_bytes() + hidden)
+    shutil.copy(images / "cat/large.jpg", images / "cat/large2.jpg")
+    edit_params(data__source="data/images", validate__min_images_per_class={"train": 1, "val": 1, "test": 1})
+    ingest.main()
+    manifest = pd.read_parquet(paths.MANIFEST)
+    (images / "cat/copy.png").write_bytes(b"something else now")
+    with contextlib.suppress(DataError):
+        validate.main()
+    page = paths.VALIDATION_REPORT.read_text()
+    shown = re.findall(r'src="data:image/(?:jpeg|png);base64,([^"]+)" alt="data/images/([^"]+)"', page)
+    contents = [base64.b64decode(address) for address, _ in shown]
+    assert {"cat/000.png", "cat/large.jpg", "cat/large2.jpg"} <= {path for _, path in shown}
+    assert hidden not in b"".join(contents)
+    assert {max(Image.open(io.BytesIO(content)).size) for content in contents} == {24, 144}
+    assert "not here any more" in page
+    findings = json.loads(paths.FINDINGS.read_text())
+    assert {"cat/copy.png", "cat/large2.jpg"} <= {one["path"].removeprefix("data/images/") for one in findings}
+    assert set(findings[0]) == {"rule", "policy", "reason", "path", "label", "split", "sha256", "twin"}
+    assert {one["sha256"] for one in findings if one["path"]} <= set(manifest["sha256"])
+
+
+def test_what_changed_since_the_last_run() -> None:
+    before = manifest()[["path", "sha256", "label", "split"]].assign(rule="")
+    after = before.copy()
+    after.loc[0, "label"], after.loc[1, "rule"], after.loc[2, "path"] = "eel", "blank", "data/renamed.png"
+    after.loc[3, "split"] = "train" if before.loc[3, "split"] == "val" else "val"
+    after = after[after["path"] != "data/5.png"]
+    found = run_changes(before, after)
+    assert {name: kind.count for name, kind in found.kinds.items()} == {
+        "added": 0, "removed": 1, "relabelled": 1, "moved": 1, "newly_rejected": 1, "accepted_again": 0,
+    }  # fmt: skip
+    assert found.kinds["relabelled"].some[0].says == "dog -> eel"
+    assert (found.appeared, found.vanished) == (("eel",), ())
+    assert run_changes(after, before).vanished == ("eel",)
+    text = changes_markdown(found, "photos")
+    assert "59 images (before: 60): 0 added, 1 removed, 1 relabelled, 1 moved to another split, 1 rejected now." in text
+    assert "- rejected now: data/1.png: blank" in text
+    assert "data/renamed.png" not in text
+    page = changes_page(found, {"data/0.png": "data:image/png;base64,xx"})
+    assert "dog -&gt; eel" in page
+    assert 'src="data:image/png;base64,xx"' in page
 
 
 def exceptions_of(*rows: tuple[int, str]) -> pd.DataFrame:

@@ -113,16 +113,19 @@ def validate(project: Path | None, path: Path | None, reports: Path | None, as_j
         raise click.UsageError("--reports goes with a PATH; the project's own are in reports/")
     os.chdir(project or _nearest_project())
     from flows.tools import pipeline
+    from flows.tools.data_changes import last_run, publish_changes
     from refit import paths
     from refit.data.summary import ValidationSummary
     from refit.params import load_params
     from refit.records import read_record
     from refit.registry import champion
+    from refit.reports.changes import changes_markdown
     from refit.reports.validation import validation_markdown
 
     _load_params_first()
     failure: DataError | None = None
     lines: list[str] = []
+    before = last_run()
     try:
         if paths.ACCIDENTS.exists():
             pipeline.reproduce("ingest", lambda line: _pass_on(line, lines), is_forced=True)
@@ -132,10 +135,15 @@ def validate(project: Path | None, path: Path | None, reports: Path | None, as_j
             raise  # before there was a report; one that is here is of another run
         failure = error
     summary = read_record(paths.VALIDATION_SUMMARY, ValidationSummary, WorkspaceError)
+    data = load_params().data
+    changes = publish_changes(before, data.modality)
     if as_json:
         print_json(summary)
     else:
         click.echo(validation_markdown(summary))
+        if before is not None:
+            click.echo("\n" + changes_markdown(changes, data.source))
+        click.echo(f"\nReports  {paths.VALIDATION_REPORT}  {paths.CHANGES_REPORT}")
     if failure is not None:
         raise failure
     try:

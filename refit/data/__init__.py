@@ -8,6 +8,7 @@ __all__ = [
     "digests",
     "duplicates",
     "exceptions",
+    "findings",
     "hamming",
     "inspection",
     "rules",

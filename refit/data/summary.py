@@ -11,6 +11,7 @@ class RuleSummary:
     policy: str  # error, reject or warn
     about: str
     count: int  # of findings
+    examples: tuple[str, ...] = ()  # the first few, in words
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class ValidationSummary:
     num_examples: int
     num_accepted: int
     num_rejected: int
-    rules: Mapping[str, RuleSummary]  # those that found something, the most frequent first
+    rules: Mapping[str, RuleSummary]  # those that found something, the worst policy and then the most frequent first
     classes: Mapping[str, Mapping[str, int]]  # accepted examples by label and split
     data_digest: str
     split_digest: str
+    num_warned: int = 0  # accepted examples with a warning

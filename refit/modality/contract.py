@@ -100,15 +100,22 @@ class Settings(Protocol):
 class Files(Protocol):
     """`files.py`. `COLUMN` is the column of a table that holds examples themselves (None: they are always files). What
     `inspect` gives is of the type `INSPECTED`, each of whose fields is a column of the manifest. It
-    never raises for a bad file; MemoryError and OSError are accidents. `decided_by` names what decides an inspection
-    beside the bytes and this file: versions of decoders."""
+    never raises for a bad file; MemoryError and OSError are accidents. `excerpt` gives what a page shows of a file's
+    bytes, at most 100 kB: the address of a small picture (data:image/…), or words; ValueError for what cannot be read.
+    `decided_by` names what decides both beside the bytes and this file: versions of decoders. `KIND` is schema.org's
+    name of what an example is (ImageObject, Text)."""
 
     @property
     def COLUMN(self) -> str | None: ...  # noqa: N802
     @property
     def INSPECTED(self) -> type[Inspection]: ...  # noqa: N802
 
+    @property
+    def KIND(self) -> str: ...  # noqa: N802
+
     def inspect(self, path: Path) -> Inspection: ...
+
+    def excerpt(self, content: bytes) -> str: ...
 
     def decided_by(self) -> Mapping[str, str | None]: ...
 

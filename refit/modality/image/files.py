@@ -6,6 +6,7 @@ An image is untrusted input: only the formats named here are tried, the size is 
 decoded, and whatever is wrong with the bytes becomes the `error` of the record, never an exception.
 """
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -23,12 +24,14 @@ from ..contract import Inspection, UnusableError
 COLUMN = None
 """Pictures are files."""
 
+KIND = "ImageObject"
+
 try:  # the extra `heif`: photos as iPhones write them
-    import pillow_heif  # type: ignore[import-not-found, unused-ignore]
+    import pillow_heif
 
     pillow_heif.register_heif_opener()
 except ImportError:
-    pillow_heif = None
+    pillow_heif = None  # type: ignore[assignment, unused-ignore]
 
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"),
@@ -43,6 +46,7 @@ to it first: at 1:2500, a PNG of a few kilobytes would become 1.4 GB of pixels o
 
 SIGNATURE_SIDE, COLOUR_SIDE = 32, 8
 _LEAST_CONTRAST = 3.0  # of 255, standard deviation of the brightness
+_SHOWN_SIDE, _SIDE_OF_TINY = 144, 48  # pixels, on a page
 _MEASURED_SIDE = 512  # brightness, contrast and sharpness are those of the picture at this size
 _CODECS = ("pil", "jpg", "libjpeg_turbo", "zlib", "zlib_ng", "webp", "libtiff", "avif", "littlecms2")
 """What decodes FORMATS and converts colours, in Pillow's names."""
@@ -204,6 +208,20 @@ def inspect(path: Path) -> ImageInspection:
         warnings="; ".join(dict.fromkeys([*(_one_line(warning.message) for warning in said), *_guesses(image)])),
         signature=_signature(rgb),
     )
+
+
+def excerpt(content: bytes) -> str:
+    """The picture as a page shows it: small, in new pixels of ours, with nothing of the file's own beside them.
+
+    Raises:
+        ValueError: the picture cannot be read; the message is for the user.
+    """
+    rgb = to_rgb(decode(content, _SHOWN_SIDE))
+    rgb.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+    kind = "JPEG" if max(rgb.size) > _SIDE_OF_TINY else "PNG"  # each dot of a tiny one counts
+    pixels, buffer = Image.fromarray(np.asarray(rgb)), io.BytesIO()
+    pixels.save(buffer, kind, quality=75)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _count_frames(content: bytes) -> int:

@@ -20,10 +20,13 @@ from ..contract import Inspection, UnusableError
 COLUMN = "text"
 """The column of a table that holds texts."""
 
+KIND = "Text"
+
 MAX_BYTES = 4 * 1024 * 1024
 
 LENGTHS = ("short", "medium", "long")
 _SHORT, _MEDIUM = 16, 64  # words
+_SHOWN = 280  # signs, on a page
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _HTML = re.compile(r"</?[a-zA-Z][^<>]{0,200}>|&(?:[a-zA-Z]{2,8}|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
@@ -117,6 +120,12 @@ def decode(content: bytes) -> str:
     if (misread := _MISREAD.search(text)) and _was_misread(text):
         raise UnusableError("encoding", f"UTF-8 that was read as Windows-1252 and saved again, such as {misread[0]!r}")
     return text
+
+
+def excerpt(content: bytes) -> str:
+    """Its first words, in quotation marks. Raises ValueError as `decode` does."""
+    text = " ".join(decode(content)[: 2 * _SHOWN].split())
+    return f"“{text if len(text) <= _SHOWN else text[:_SHOWN] + ' …'}”"
 
 
 def _was_misread(text: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..contract import Inspection
 
 COLUMN = None
+KIND = "Text"
 COUNT = 4
 
 
@@ -42,6 +43,11 @@ def inspect(path: Path) -> Inspected:
         largest=max(map(abs, numbers)),
         sign="plus" if sum(numbers) > 0 else "minus",
     )
+
+
+def excerpt(content: bytes) -> str:
+    """Its numbers."""
+    return " ".join(f"{number:g}" for number in read(content))
 
 
 def read(content: bytes) -> list[float]:
