@@ -19,6 +19,7 @@ UNPACKED = Path("data/unpacked")  # ingest: the images, when the data source is 
 
 EXCEPTIONS = Path("data/exceptions.csv")  # what people have looked at and found good
 ACCEPTED = Path("data/accepted.parquet")  # validate
+CROISSANT = Path("data/croissant.json")
 REJECTED = Path("data/rejected.parquet")
 VALIDATION_SUMMARY = Path("reports/validation.json")
 VALIDATION_REPORT = Path("reports/validation.html")
@@ -55,7 +56,7 @@ STAGE_OUTPUTS: dict[str, tuple[Path, ...]] = {
     "environment": (ENVIRONMENT,),
     "sample": (DIGITS,),
     "ingest": (MANIFEST, UNPACKED),
-    "validate": (ACCEPTED, REJECTED, VALIDATION_SUMMARY, VALIDATION_REPORT, FINDINGS),
+    "validate": (ACCEPTED, CROISSANT, REJECTED, VALIDATION_SUMMARY, VALIDATION_REPORT, FINDINGS),
     "fetch": (BASE_WEIGHTS, BASE_CARD),
     "finetune": (MODEL_WEIGHTS, MODEL_CARD, HISTORY),
     "evaluate": (METRICS, EVALUATION, PREDICTIONS, CONFUSION_PLOT, RELIABILITY_PLOT, EVALUATION_REPORT),

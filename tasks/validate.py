@@ -1,10 +1,12 @@
 """Stage `validate`: decides which examples are good enough, and whether the set is.
 
-    python -m tasks.validate      data/manifest.parquet -> data/accepted.parquet, data/rejected.parquet,
+    python -m tasks.validate      data/manifest.parquet -> data/accepted.parquet, data/croissant.json,
+                                  data/rejected.parquet,
                                   reports/validation.json, reports/validation.html, reports/findings.json
 
 A rule finds examples, or something about the set; its policy in params.yaml says what follows (`refit/data/rules.py`).
-With a finding of policy `error` the run stops: the report is then written, `data/accepted.parquet` is not.
+With a finding of policy `error` the run stops: the report is then written, `data/accepted.parquet` and its description
+for catalogues and loaders, `data/croissant.json`, are not.
 `rejected.parquet` has the manifest's columns, `rule` (the first that an example breaks), `reason` (all of them) and
 `twin` (the other example that it clashes with).
 """
@@ -37,10 +39,11 @@ from refit.data.rules import (
 from refit.data.set_rules import AMONG_USABLE, ON_OUTCOME
 from refit.data.summary import ValidationSummary
 from refit.errors import DataError, run_stage
-from refit.files import publish_table, publish_text
+from refit.files import publish_json, publish_table, publish_text, sha256_of_file
 from refit.params import SPLITS, Params, load_params
 from refit.progress import say
 from refit.records import publish_record
+from refit.reports.croissant import croissant
 from refit.reports.validation import excerpts, on, shelves_of, validation_page
 
 
@@ -64,7 +67,7 @@ def main() -> None:
     finders = [name for name in rules_of(params) if name not in ON_OUTCOME]
     verdict = judge(manifest, params, read_exceptions(paths.EXCEPTIONS, finders))
     publish_table(paths.REJECTED, verdict.rejected)
-    report(manifest, verdict, params, paths.VALIDATION_REPORT.parent)
+    summary = report(manifest, verdict, params, paths.VALIDATION_REPORT.parent)
     if verdict.failures:
         raise DataError(
             "the data is not good enough to train on: "
@@ -72,6 +75,9 @@ def main() -> None:
             + f". All that was found, with pictures: {paths.VALIDATION_REPORT}"
         )
     publish_table(paths.ACCEPTED, verdict.accepted)
+    name, kind = Path(params.data.source).name, modality.files(params.data.modality).KIND
+    digest = sha256_of_file(paths.ACCEPTED)
+    publish_json(paths.CROISSANT, croissant(verdict.accepted, name, kind, digest, summary))
     say(f"{len(verdict.accepted):,} accepted, {len(verdict.rejected):,} rejected: {paths.VALIDATION_REPORT}")
 
 

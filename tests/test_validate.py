@@ -20,13 +20,13 @@ from refit.data.classes import require_classes
 from refit.data.exceptions import read_exceptions
 from refit.data.findings import listed
 from refit.errors import DataError
-from refit.params import Params, load_params
+from refit.params import Params, load_params, read_yaml
 from refit.reports.changes import changes_markdown, changes_page
 from refit.reports.validation import shelves_of
 from tasks import ingest, validate
 from tasks.validate import judge, summarize
 
-from .conftest import draw, write_image_folder
+from .conftest import ROOT, draw, write_image_folder
 from .test_ingest import bad_files
 
 
@@ -316,6 +316,25 @@ def test_what_changed_since_the_last_run() -> None:
     page = changes_page(found, {"data/0.png": "data:image/png;base64,xx"})
     assert "dog -&gt; eel" in page
     assert 'src="data:image/png;base64,xx"' in page
+
+
+def test_the_accepted_set_is_described_for_catalogues_and_loaders(
+    images: Path, edit_params: Callable[..., Params], caplog: pytest.LogCaptureFixture
+) -> None:
+    import mlcroissant
+
+    run_stages(edit_params, validate__min_images_per_class={"train": 1, "val": 1, "test": 1})
+    assert str(paths.CROISSANT) in read_yaml(ROOT / "dvc.yaml")["stages"]["validate"]["outs"]
+    described = mlcroissant.Dataset(str(paths.CROISSANT))
+    assert "not standard" not in caplog.text
+    assert {warning.split('"')[1].split("/")[-1] for warning in described.metadata.ctx.issues.warnings} == {
+        "citeAs", "datePublished", "license",
+    }, "what does not follow from the data"  # fmt: skip
+    accepted = pd.read_parquet(paths.ACCEPTED)
+    records = list(described.records("examples"))
+    assert [one["examples/path"].decode() for one in records] == list(accepted["path"])
+    assert {one["examples/width"] for one in records} == {24}
+    assert [one["labels/name"] for one in described.records("labels")] == ["cat", "dog"]
 
 
 def exceptions_of(*rows: tuple[int, str]) -> pd.DataFrame:
