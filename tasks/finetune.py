@@ -11,22 +11,19 @@ came from. A training that was killed goes on where it was (`refit/training/stat
 import dataclasses
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-import refit
 from refit import modality, paths
-from refit.checkpoint.backbone import Loaded, load_backbone
+from refit.checkpoint.backbone import Loaded
 from refit.checkpoint.card import BaseCard
 from refit.errors import CheckpointError, ParamsError, WorkspaceError, run_stage
 from refit.files import publish_json, publish_table, publishing, sha256_of_file, sha256_of_json
 from refit.modality import own
-from refit.modality.contract import Opaque
 from refit.model.card import FORMAT, Card, Environment, Pretrained, ValidationMeasures
 from refit.params import Params, load_params
 from refit.progress import say
@@ -40,6 +37,7 @@ from refit.training.lineage import lineage_of
 from refit.training.loop import Fitted, fit
 from refit.training.plan import Facts, make_plan
 from refit.training.shards import Ranks, started
+from refit.training.start import Start, features_key, start_from
 from refit.training.state import Keeper, as_table, plain
 
 
@@ -55,18 +53,12 @@ def main() -> None:
 def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     settings, name = params.finetune, params.data.modality
     accepted = pd.read_parquet(paths.ACCEPTED)
-    classes = sorted(set(params.validate.labels or ()) | set(accepted["label"]))
     base = read_record(paths.BASE_CARD, BaseCard, CheckpointError, "; run `dvc repro -f fetch`")
-    preprocessing = modality.weights(name).preprocessing_for(base.preprocessing, params.of_modality.finetune)
-
-    torch.manual_seed(params.seed)  # the new head starts from random weights
-    network = modality.networks(name).build_network(settings.model, len(classes), settings.head_dropout, preprocessing)
-    head = modality.networks(name).head_parameters(network, len(classes))
-    loaded = _load_base(network, _new_parameters(head, base, classes), base, params)
-    network.to(device)
-    train, val = (read_split(accepted, split, classes, name, preprocessing) for split in ("train", "val"))
-    feed = _feed(name, preprocessing, params.of_modality.finetune)
-    groups = modality.networks(name).layer_groups(network, head)
+    start = start_from(params, accepted, base, device)
+    classes, network, groups, feed = start.classes, start.network, start.groups, start.feed
+    if start.loaded:
+        say(start.loaded.table())
+    train, val = (read_split(accepted, split, classes, name, start.preprocessing) for split in ("train", "val"))
     facts = Facts(
         num_train=len(train),
         num_classes=len(classes),
@@ -96,9 +88,7 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
         seed=params.seed,
         device=device,
         precision=arithmetic.precision,
-        features_key=sha256_of_json(
-            [settings.model, own.digest(settings.model), as_plain(made_in), _code_digest(name)]
-        ),
+        features_key=features_key(params, made_in),
         stopped_after=pinned().stopped_after,
     )
     say(f"{settings.model} for {len(classes)} classes, {len(train):,} examples, on {device}")
@@ -113,33 +103,10 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     with publishing(paths.MODEL_WEIGHTS) as partial_file:
         save_file(plain(fitted.weights), partial_file)
     publish_table(paths.HISTORY, as_table(fitted.history))
-    publish_record(
-        paths.MODEL_CARD, _card(params, classes, preprocessing, base, loaded, accepted, fitted, job, made_in)
-    )
+    publish_record(paths.MODEL_CARD, _card(params, start, base, accepted, fitted, job, made_in))
     publish_json(paths.WORK, dataclasses.asdict(fitted.work))
     keeper.clear()
     say(f"epoch {fitted.best_epoch} is the best on validation: {paths.MODEL_WEIGHTS}")
-
-
-def _new_parameters(head: list[str], base: BaseCard, classes: Sequence[str]) -> list[str]:
-    """What starts from random weights: the head, unless a registered version goes on with its own classes."""
-    return [] if base.format == "refit" and base.classes == tuple(classes) else head
-
-
-def _load_base(network: nn.Module, new: list[str], base: BaseCard, params: Params) -> Pretrained | None:
-    """Raises CheckpointError as `load_backbone` does, and for a file that is not the card's."""
-    if sha256_of_file(paths.BASE_WEIGHTS) != base.sha256:
-        raise CheckpointError(
-            f"{paths.BASE_WEIGHTS} is not the file that {paths.BASE_CARD} describes; run `dvc repro -f fetch`"
-        )
-    if not base.num_tensors:
-        return None
-    origin = f"{base.uri} of {base.architecture}" if base.architecture else base.uri
-    checkpoint, weights = params.checkpoint, load_file(paths.BASE_WEIGHTS)
-    kind = params.data.modality
-    loaded = load_backbone(network, weights, new, kind, origin, checkpoint.prefix, checkpoint.min_loaded)
-    say(loaded.table())
-    return _pretrained(loaded)
 
 
 def _pretrained(loaded: Loaded) -> Pretrained:
@@ -152,18 +119,6 @@ def _pretrained(loaded: Loaded) -> Pretrained:
         reshaped=len(loaded.reshaped),
         differing=tuple(name for _, names in loaded.rows() for name in names[:4]),
         has_folded_norms=loaded.has_folded_norms,
-    )
-
-
-def _feed(modality_name: str, preprocessing: Opaque, settings: Opaque) -> Feed:
-    """The modality's functions; `settings` are what it adds to the section `finetune`."""
-    augmentation = modality.augmentation(modality_name)
-    return Feed(
-        network_input=partial(modality.networks(modality_name).network_input, preprocessing=preprocessing),
-        augment=partial(augmentation.augment, settings=settings),
-        extents=modality.networks(modality_name).extents,
-        num_draws=augmentation.NUM_DRAWS,
-        digest=sha256_of_json(as_plain(settings)),
     )
 
 
@@ -196,32 +151,17 @@ def _try_out(
     return inputs
 
 
-def _code_digest(modality_name: str) -> str:
-    """Of the code that trains: another one has neither use for the state of a killed training nor for features."""
-    root = Path(refit.__file__).parent
-    folders = (
-        root / "training",
-        root / "model",
-        root / "scoring",
-        root / "checkpoint",
-        root / "modality" / modality_name,
-    )
-    files = [Path(__file__), *(file for folder in folders for file in sorted(folder.glob("*.py")))]
-    return sha256_of_json([sha256_of_file(file) for file in files])
-
-
 def _fingerprint(params: Params, classes: Sequence[str], accepted: pd.DataFrame, base: BaseCard, job: Job) -> str:
     """Of all that decides the result: a state of another training is never picked up."""
     lineage = as_plain(lineage_of(params, accepted, base))
-    return sha256_of_json([lineage, list(classes), job.features_key, job.train.shelf.key])
+    code = sha256_of_file(Path(__file__))
+    return sha256_of_json([lineage, list(classes), job.features_key, job.train.shelf.key, code])
 
 
 def _card(
     params: Params,
-    classes: Sequence[str],
-    preprocessing: Opaque,
+    start: Start,
     base: BaseCard,
-    loaded: Pretrained | None,
     accepted: pd.DataFrame,
     fitted: Fitted,
     job: Job,
@@ -233,8 +173,8 @@ def _card(
         modality=params.data.modality,
         architecture=params.finetune.model,
         head_dropout=params.finetune.head_dropout,
-        classes=tuple(classes),
-        preprocessing=as_plain(preprocessing),
+        classes=start.classes,
+        preprocessing=as_plain(start.preprocessing),
         temperature=fitted.temperature,
         best_epoch=fitted.best_epoch,
         validation=ValidationMeasures(accuracy=best.val_accuracy, loss=best.val_loss),
@@ -242,7 +182,7 @@ def _card(
         lineage=lineage_of(params, accepted, base),
         environment=made_in,
         plan=job.plan.in_words(),
-        pretrained=loaded,
+        pretrained=_pretrained(start.loaded) if start.loaded else None,
         network_sha256=own.digest(params.finetune.model),
     )
 

@@ -5,6 +5,7 @@ step          one step; `shards` on several processes      state       what a ki
 features      batches of a phase; `frozen` layers run once cache       what was computed once, on disk
 examples      from files to arrays                         arithmetic  fp32 or bf16, and threads, by a probe
 optimizer     rates, schedule, average                     determinism randomness without state
+start         the network before it learns
 """
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "optimizer",
     "plan",
     "shards",
+    "start",
     "state",
 ]

@@ -55,14 +55,15 @@ class Job:
     @cached_property
     def train_extents(self) -> np.ndarray | None:
         """(n,) int64 of the training examples; None: all are alike."""
-        return self._extents(self.train)
+        return self.extents(self.train)
 
     @cached_property
     def val_extents(self) -> np.ndarray | None:
         """(n,) int64 of the validation examples; None: all are alike."""
-        return self._extents(self.val)
+        return self.extents(self.val)
 
-    def _extents(self, examples: Examples) -> np.ndarray | None:
+    def extents(self, examples: Examples) -> np.ndarray | None:
+        """(n,) int64 of some examples; None: all are alike."""
         if self.feed.extents is None:
             return None
         pieces = np.array_split(np.arange(len(examples)), max(1, len(examples) // _PIECE))
