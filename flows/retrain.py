@@ -109,6 +109,7 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         run_stage("finetune", is_kept=deliver == "branch" and params.flow.training_deployment is None)
         run_stage("evaluate")
         show_evaluation()
+        run_stage("suspects")
         if deliver != "workspace":
             keep(f"Retrain {params.register.model_name}: {_headline()}", deliver)
         cleaning.result()

@@ -45,6 +45,11 @@ EVALUATION_REPORT = Path("reports/evaluation.html")
 
 CHANGES = Path("reports/changes.json")  # in the flow and `refit validate`, of which DVC knows nothing
 CHANGES_REPORT = Path("reports/changes.html")
+LABEL_ANSWERS = Path("data/label_answers.csv")  # what people have found out about labels that looked wrong
+LABEL_SUSPECTS = Path("reports/label_suspects.csv")  # suspects
+LABEL_SUSPECTS_REPORT = Path("reports/label_suspects.html")
+FEATURES = Path("data/features.safetensors")
+
 COMPARISON = Path("reports/comparison.json")  # compare, an effect: DVC knows nothing of these
 COMPARISON_REPORT = Path("reports/comparison.html")
 COMPARISON_SUMMARY = Path("reports/comparison.md")
@@ -60,5 +65,6 @@ STAGE_OUTPUTS: dict[str, tuple[Path, ...]] = {
     "fetch": (BASE_WEIGHTS, BASE_CARD),
     "finetune": (MODEL_WEIGHTS, MODEL_CARD, HISTORY),
     "evaluate": (METRICS, EVALUATION, PREDICTIONS, CONFUSION_PLOT, RELIABILITY_PLOT, EVALUATION_REPORT),
+    "suspects": (LABEL_SUSPECTS, LABEL_SUSPECTS_REPORT, FEATURES),
 }
 """Stage name -> what it writes, in the order of the work."""

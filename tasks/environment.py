@@ -17,7 +17,7 @@ from refit.modality import own
 from refit.params import load_params
 from refit.paths import ENVIRONMENT
 
-_PACKAGES = ("numpy", "pillow", "scipy", "torch", "torchvision")
+_PACKAGES = ("cleanlab", "numpy", "pillow", "scikit-learn", "scipy", "torch", "torchvision")
 
 
 def main() -> None:

@@ -42,7 +42,13 @@ from refit.reports.validation import validation_markdown
 from refit.scoring.evaluation import Evaluation
 
 _COMPARISON = (paths.COMPARISON, paths.COMPARISON_REPORT, paths.COMPARISON_SUMMARY)
-_REPORTS = (paths.VALIDATION_REPORT, paths.VALIDATION_SUMMARY, paths.EVALUATION_REPORT)
+_REPORTS = (
+    paths.VALIDATION_REPORT,
+    paths.VALIDATION_SUMMARY,
+    paths.EVALUATION_REPORT,
+    paths.LABEL_SUSPECTS_REPORT,
+    paths.LABEL_SUSPECTS,
+)
 _PLOTS = (paths.HISTORY, paths.CONFUSION_PLOT, paths.RELIABILITY_PLOT)
 _EVIDENCE = {
     "golden.json": paths.GOLDEN,

@@ -110,12 +110,13 @@ def read_only_folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which all stages have run, with two classes of tiny pictures."""
-    from tasks import compare, evaluate, fetch, finetune, ingest, validate
+    from tasks import compare, evaluate, fetch, finetune, ingest, suspects, validate
 
     folder = tmp_path_factory.mktemp("finished")
     shutil.copy(ROOT / "params.yaml", folder)
     write_image_folder(folder / "data" / "images", per_class=40)
-    shutil.copy(ROOT / "data" / "exceptions.csv", folder / "data")
+    for name in ("exceptions.csv", "label_answers.csv"):
+        shutil.copy(ROOT / "data" / name, folder / "data")
     changes = {
         "data.source": "data/images", "checkpoint.uri": "scratch", "checkpoint.sha256": None,
         "image.finetune.size": 32, "finetune.epochs": 1, "evaluate.bootstrap_samples": 100,
@@ -129,7 +130,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # mlflow puts its own last address there
-    for stage in (ingest, validate, fetch, finetune, evaluate, compare):
+    for stage in (ingest, validate, fetch, finetune, evaluate, suspects, compare):
         stage.main()
     (folder / "mlflow.db").unlink()
     os.chdir(before)

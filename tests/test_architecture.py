@@ -64,7 +64,8 @@ OWNERS = {
     "fsspec": {"refit.checkpoint.buckets"},
     "jinja2": {"refit.reports.page"},
     "click": {"flows.cli"},
-    "sklearn": {"tasks.sample"},
+    "sklearn": {"tasks.sample", "refit.scoring.linear"},
+    "cleanlab": {"refit.data.label_errors"},
 }
 """Who may import a tool: modules, or rooms with all that is in them."""
 
@@ -257,8 +258,8 @@ def test_dvc_knows_which_params_a_stage_reads(stage: str) -> None:
     read: set[str] = set()
     for name in (f"tasks.{stage}",):
         text = (ROOT / f"{name.replace('.', '/')}.py").read_text()
-        read |= set(re.findall(r"params\.(seed|(?:data|validate|finetune|evaluate)\.\w+)", text))
-        read |= set(re.findall(r"params\.(data|validate|finetune|evaluate)[,)]", text))
+        read |= set(re.findall(r"params\.(seed|(?:data|validate|finetune|evaluate|suspects)\.\w+)", text))
+        read |= set(re.findall(r"params\.(data|validate|finetune|evaluate|suspects)[,)]", text))
         read |= set(re.findall(r"load_params\(\)\.([\w.]+)", text))
         read |= {
             f"checkpoint.{key}" for key in re.findall(r"(?<!`)\bcheckpoint\.(key|min_loaded|prefix|sha256|uri)\b", text)

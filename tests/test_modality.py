@@ -55,6 +55,7 @@ def test_it_is_ingested_validated_and_trained(project: tuple[Path, dict[str, str
     card = json.loads((folder / "models/model.json").read_text())
     assert (card["modality"], card["architecture"], card["preprocessing"]) == ("numbers", "line", {"scale": 0.5})
     assert json.loads((folder / "metrics/evaluation.json").read_text())["accuracy"]["value"] > 0.9
+    assert "features of random weights say little" in (folder / "reports/label_suspects.html").read_text()
 
 
 def test_it_is_registered_and_predicts(project: tuple[Path, dict[str, str]]) -> None:

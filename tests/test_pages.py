@@ -88,7 +88,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("page", ["comparison", "evaluation", "validation"])
+@pytest.mark.parametrize("page", ["comparison", "evaluation", "label_suspects", "validation"])
 def test_a_page_on_a_phone(finished: Path, browser: Browser, page: str, theme: str) -> None:
     browser.errors.clear()
     browser.ask("Emulation.setDeviceMetricsOverride", **PHONE)

@@ -80,6 +80,8 @@ def test_texts_are_ingested_validated_and_learned(reviews: tuple[Path, dict[str,
     assert {"words", "length", "script"} <= set(manifest.columns)
     work = json.loads((folder / ".refit/live/work.json").read_text())
     assert work["rest_forwards"] > work["frozen_forwards"] > 0, "the frozen encoder ran once for each text"
+    assert len(list((folder / ".refit/cache").glob("features-*"))) == 1, "the suspects are told by the same features"
+    assert "train and val, by a linear classifier" in (folder / "reports/label_suspects.html").read_text()
 
 
 def test_texts_are_registered_served_and_predicted(reviews: tuple[Path, dict[str, str]]) -> None:

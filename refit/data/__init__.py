@@ -11,6 +11,7 @@ __all__ = [
     "findings",
     "hamming",
     "inspection",
+    "label_errors",
     "rules",
     "set_rules",
     "sources",

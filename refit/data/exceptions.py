@@ -7,6 +7,7 @@ A finding that is listed has no consequence: the example is accepted, or, where 
 and does not stop the run.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,8 @@ from ..errors import DataError
 
 COLUMNS = ("sha256", "rule", "reason", "who")
 
+DIGEST = pa.Check.str_matches(r"^[0-9a-f]{64}$", error="must be a SHA-256 of 64 hexadecimal digits")
+GIVEN = pa.Check.str_length(min_value=1, error="must not be empty")
 
 NONE = pd.DataFrame(columns=list(COLUMNS), dtype="str")
 
@@ -27,32 +30,35 @@ def read_exceptions(file: Path, rules: list[str]) -> pd.DataFrame:
     Raises:
         DataError: it cannot be read, or a row lacks something; which, and what.
     """
+    known = pa.Check.isin(rules, error="is no rule of params.yaml that finds examples")
+    return read_reviewed(file, {"sha256": DIGEST, "rule": known, "reason": GIVEN, "who": GIVEN}, ["sha256", "rule"])
+
+
+def read_reviewed(file: Path, checks: Mapping[str, pa.Check], unique: Sequence[str]) -> pd.DataFrame:
+    """A table that people keep by hand, with these columns, each of text that passes its check.
+
+    Raises: as `read_exceptions`.
+    """
+    columns = list(checks)
     if not file.exists():
-        return NONE
+        return pd.DataFrame(columns=columns, dtype="str")
+    schema = pa.DataFrameSchema(
+        {name: pa.Column(str, check) for name, check in checks.items()}, strict=True, unique=list(unique)
+    )
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
-        return _schema(rules).validate(table, lazy=True)
+        return schema.validate(table, lazy=True)
     except SchemaErrors as error:
         cases = error.failure_cases.head(5).itertuples()
         said = "; ".join(
             f"row {int(case.index) + 1}, {case.column}: {case.check}"
             if case.index == case.index and case.index is not None
-            else f"columns must be {','.join(COLUMNS)}"
+            else f"columns must be {','.join(columns)}"
             for case in cases
         )
         raise DataError(f"{file}: {said}") from None
     except (ValueError, OSError) as error:
         raise DataError(f"{file} cannot be read as a table: {' '.join(str(error).split())}") from None
-
-
-def _schema(rules: list[str]) -> pa.DataFrameSchema:
-    digest = pa.Check.str_matches(r"^[0-9a-f]{64}$", error="must be a SHA-256 of 64 hexadecimal digits")
-    known = pa.Check.isin(rules, error="is no rule of params.yaml that finds examples")
-    given = pa.Check.str_length(min_value=1, error="must not be empty")
-    columns = {"sha256": digest, "rule": known, "reason": given, "who": given}
-    return pa.DataFrameSchema(
-        {name: pa.Column(str, check) for name, check in columns.items()}, strict=True, unique=["sha256", "rule"]
-    )
 
 
 def excepted(findings: pd.DataFrame, manifest: pd.DataFrame, exceptions: pd.DataFrame) -> pd.Series:

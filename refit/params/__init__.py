@@ -40,17 +40,21 @@ from .sections import (
     PolicyOfUnusable,
     Register,
     Rules,
+    Suspects,
     Validate,
 )
 
 __all__ = [
     "SPLITS", "STRICT", "Checkpoint", "Count", "Data", "Deploy", "Evaluate", "Finetune", "Flow", "Fraction", "Gate",
-    "MinImages", "Params", "Policy", "PolicyOfUnusable", "Register", "Rules", "Validate", "as_dict", "as_yaml",
-    "load_params", "modalities", "moves", "public", "pure", "read_yaml", "schema", "training_digest",
+    "MinImages", "Params", "Policy", "PolicyOfUnusable", "Register", "Rules", "Suspects", "Validate", "as_dict",
+    "as_yaml", "load_params", "modalities", "moves", "public", "pure", "read_yaml", "schema", "training_digest",
     "without_credentials",
 ]  # fmt: skip
 
 _ADAPTER = TypeAdapter(Params)
+
+_WITHOUT_EFFECT = ("suspects", "register", "flow", "deploy")
+"""Sections that can change neither a model nor a verdict."""
 
 
 def load_params(path: Path = PARAMS) -> Params:
@@ -130,7 +134,11 @@ def training_digest(params: Params) -> str:
 
 def public(params: Params) -> dict[str, Any]:
     """The params as they may be shown: what can change a result or a verdict, without secrets."""
-    shown = {name: section for name, section in as_dict(params).items() if name not in ("register", "flow", "deploy")}
+    shown = {
+        name: section
+        for name, section in as_dict(params).items()
+        if name not in ("suspects", "register", "flow", "deploy")
+    }
     shown["checkpoint"]["uri"] = without_credentials(params.checkpoint.uri)
     return shown
 
@@ -138,9 +146,7 @@ def public(params: Params) -> dict[str, Any]:
 def pure(params: Params) -> dict[str, Any]:
     """The params that can change a result. MLflow keeps a run's params for ever, so that a model's new name or another
     address must not be among them: the run could never be completed."""
-    return {
-        name: section for name, section in as_dict(params).items() if name not in ("gate", "register", "flow", "deploy")
-    }
+    return {name: section for name, section in as_dict(params).items() if name not in ("gate", *_WITHOUT_EFFECT)}
 
 
 def schema() -> str:

@@ -238,6 +238,16 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Suspects:
+    """Which labels are doubted. Nothing in here can change a model or a verdict."""
+
+    max_images: Annotated[
+        int, Field(ge=100, description="Of a larger set so many are looked at, others each time that it changes.")
+    ]
+    shown: Annotated[int, Field(ge=0, le=1000, description="How many the page shows; the table has all.")]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Gate:
     """What a candidate must show against the champion."""
 
@@ -342,6 +352,7 @@ class Params:
     checkpoint: Checkpoint
     finetune: Finetune
     evaluate: Evaluate
+    suspects: Suspects
     gate: Gate
     register: Register
     flow: Flow

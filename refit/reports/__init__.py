@@ -5,4 +5,14 @@ no clock, no machine, no path outside the project, so that the same run gives th
 Jinja; a page loads nothing from elsewhere.
 """
 
-__all__ = ["changes", "comparison", "croissant", "difference", "disagreements", "evaluation", "review", "validation"]
+__all__ = [
+    "changes",
+    "comparison",
+    "croissant",
+    "difference",
+    "disagreements",
+    "evaluation",
+    "review",
+    "suspects",
+    "validation",
+]

@@ -5,7 +5,7 @@ step          one step; `shards` on several processes      state       what a ki
 features      batches of a phase; `frozen` layers run once cache       what was computed once, on disk
 examples      from files to arrays                         arithmetic  fp32 or bf16, and threads, by a probe
 optimizer     rates, schedule, average                     determinism randomness without state
-start         the network before it learns
+start         the network before it learns                 embedding   an example as the base checkpoint sees it
 """
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "cache",
     "choices",
     "determinism",
+    "embedding",
     "examples",
     "job",
     "lineage",

@@ -61,13 +61,37 @@ def stream_for(job: Job, phase: Phase, work: Work) -> Stream:
     """The stream of a phase. A network that cannot be cut where its frozen layers end computes them in each epoch."""
     names = job.frozen(phase.first_group)
     if names:
-        sample = torch.from_numpy(job.train.some(2)).to(job.device)
-        with autocast(job.device, job.precision):
-            found = frozen.split(job.network, names, job.feed.network_input(sample))
+        found = _split(job, names)
         if found is not None:
             return _on_features(job, found, names, work)
         say(f"phase {phase.name}: this network cannot be cut where its frozen layers end; they are computed each time")
     return _on_examples(job, names)
+
+
+def features_below(job: Job, first_group: int, examples: Examples) -> Iterator[Tensor] | None:
+    """What the layers below a group make of some examples, before anything learns: (k, d) float32 pieces, in order.
+
+    They are those of a training in which these layers are frozen, and are kept where that one finds them.
+
+    Returns:
+        None where the network cannot be cut there.
+    """
+    names = job.frozen(first_group)
+    found = _split(job, names)
+    if found is None:
+        return None
+    forward = _Forward(job, found, examples, 0, Work(), job.extents(examples))
+    shelf = Shelf("features", _features_digest(job, names))
+    rows = shelf.rows([bytes.fromhex(sha256) for sha256 in examples.sha256s], forward)
+    places = np.arange(len(rows))
+    pieces = (places[start : start + _WINDOW] for start in range(0, len(places), _WINDOW))
+    return (_as_tensor(rows.gather(piece)).float() for piece in pieces)
+
+
+def _split(job: Job, names: frozenset[str]) -> frozen.Split | None:
+    sample = torch.from_numpy(job.train.some(2)).to(job.device)
+    with autocast(job.device, job.precision):
+        return frozen.split(job.network, names, job.feed.network_input(sample))
 
 
 def _on_examples(job: Job, names: frozenset[str]) -> Stream:
