@@ -3,6 +3,7 @@
     uv venv peers-venv
     uv pip install --python peers-venv --compile-bytecode --constraint requirements.lock --group peers
     python benchmarks/training.py TASK --peers peers-venv/bin/python --photos FOLDER [--base FILE] [--json FILE]
+    python benchmarks/training.py TASK --peers peers-venv/bin/python --texts FOLDER --base FOLDER [--json FILE]
 
 Tasks:
 
@@ -23,6 +24,7 @@ run to standard error, and FILE gets every number with the conditions.
 
 import argparse
 import dataclasses
+import json
 import statistics
 import sys
 import tempfile
@@ -31,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measuring import alone, photos
+from measuring import alone, photos, texts
 from measuring.pairs import abba, of_mean, of_median, table
 from measuring.place import Peers, Place, Row, Trained, conditions, prepare, random_weights
 from measuring.refit_project import Setting
@@ -41,6 +43,7 @@ from refit.files import publish_json
 
 EPOCHS = {"full": 3, "head": 10}
 LEARNING_RATES = {"full": 0.0005, "head": 0.005}
+OF_TEXTS = {"full": 0.00005, "head": 0.003}
 MEASURES = (("cpu_seconds", "CPU s", 1), ("seconds", "wall s", 1), ("peak_rss_mb", "peak MB", 0))  # and digits
 
 REFIT = Row("Refit", "refit")
@@ -58,6 +61,13 @@ ROWS = (
     Row("timm, best flags", "timm_loop", True),
     Row("torchvision reference, as shipped", "torchvision_reference"),
     Row("torchvision reference, best flags", "torchvision_reference", True),
+)
+
+
+ROWS_OF_TEXTS = (
+    Row("Refit again (A/A)", "refit"),
+    Row("HF Trainer, as shipped", "hf_texts"),
+    Row("HF Trainer, best flags", "hf_texts", True),
 )
 
 
@@ -79,18 +89,22 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    modules = list(dict.fromkeys(row.module for row in ROWS))
+    modules = list(dict.fromkeys(row.module for row in (*ROWS, *ROWS_OF_TEXTS)))
     parser.add_argument("task", choices=("full", "head", "again", "later-epochs", "saving", "memory", "gpu"))
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="a folder of class folders")
+    parser.add_argument("--texts", type=Path, metavar="FOLDER", help="train.csv, val.csv, test.csv; for full and head")
+    parser.add_argument("--num-texts", type=int, help="of train.csv; at most 600 of the others are taken")
     parser.add_argument("--test", type=Path, metavar="FOLDER", help="another, for the test; else a fifth of --photos")
     parser.add_argument("--num-photos", type=int, help="of --photos, with changed copies where there are fewer")
-    parser.add_argument("--base", type=Path, help="safetensors in torchvision's names; else random weights, made once")
+    parser.add_argument(
+        "--base", type=Path, help="safetensors in torchvision's names (else random ones, made once); a folder for texts"
+    )
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--head-only", action="store_true", help="for later-epochs, saving, memory; head and again are")
     parser.add_argument("--epochs", type=int, help=f"else {EPOCHS}")
     parser.add_argument("--learning-rate", type=float, help=f"AdamW's, of Refit and best flags; else {LEARNING_RATES}")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--size", type=int, help="pixels (224), or tokens (128)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="of the data loaders, in the rows with best flags")
     parser.add_argument("--pairs", type=int, default=5)
@@ -102,7 +116,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="where the temporary folder is made")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number")
     arguments = parser.parse_args()
-    if arguments.photos is None and arguments.task not in ("memory", "gpu"):
+    if arguments.texts is not None and (arguments.task not in ("full", "head") or arguments.base is None):
+        parser.error("--texts goes with the tasks full and head, and with --base: the folder of a language model")
+    if arguments.photos is None and arguments.texts is None and arguments.task not in ("memory", "gpu"):
         parser.error("--photos is needed: a folder of class folders")
     if arguments.peers is None and arguments.task in ("full", "head", "later-epochs"):
         parser.error("--peers is needed: the interpreter that has the rivals (see the top of this help)")
@@ -118,7 +134,10 @@ def measured(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]
     setting = setting_of(arguments, folder)
     if arguments.task == "memory":
         return alone.memory(folder, setting, arguments.sizes, arguments.limit_seconds)
-    photos.lay_out(arguments.photos, folder / "photos", photos.Draw(arguments.num_photos, test=arguments.test))
+    if arguments.texts is not None:
+        texts.lay_out(arguments.texts, folder / "photos", arguments.num_texts)
+    else:
+        photos.lay_out(arguments.photos, folder / "photos", photos.Draw(arguments.num_photos, test=arguments.test))
     peers = None if arguments.peers is None else Peers(arguments.peers, arguments.workers)
     place = prepare(folder, folder / "photos", setting, peers)
     if arguments.task == "again":
@@ -127,22 +146,26 @@ def measured(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]
         return alone.later_epochs(place, arguments.pairs)
     if arguments.task == "saving":
         return alone.saving(place, arguments.pairs, arguments.state_seconds)
-    return against_rivals(place, [row for row in ROWS if row.module in arguments.rows], arguments.pairs)
+    rows = ROWS if arguments.texts is None else ROWS_OF_TEXTS
+    return against_rivals(place, [row for row in rows if row.module in arguments.rows], arguments.pairs)
 
 
 def setting_of(arguments: argparse.Namespace, folder: Path) -> Setting:
     strategy = "head" if arguments.head_only or arguments.task in ("head", "again") else "full"
     base = arguments.base and arguments.base.resolve()
+    is_text = arguments.texts is not None
+    model = json.loads((base / "config.json").read_text())["model_type"] if is_text else arguments.model
     return Setting(
-        base=base or random_weights(arguments.model, folder / "random.safetensors"),
-        model=arguments.model,
+        base=base or random_weights(model, folder / "random.safetensors"),
+        model=model,
         strategy=strategy,
         epochs=arguments.epochs or EPOCHS[strategy],
         batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate or LEARNING_RATES[strategy],
-        size=arguments.size,
+        learning_rate=arguments.learning_rate or (OF_TEXTS if is_text else LEARNING_RATES)[strategy],
+        size=arguments.size or (128 if is_text else 224),
         threads=arguments.threads,
         seed=0,
+        modality="text" if is_text else "image",
     )
 
 
@@ -174,7 +197,7 @@ def pairs_of(row: Row, place: Place, num_pairs: int) -> Iterator[Pair]:
 def rivals_table(pairs: dict[Row, list[Pair]], place: Place) -> str:
     """Medians of each row, its ratios to Refit within pairs; the mean accuracy over the pairs' seeds."""
     setting = place.setting
-    title = f"{setting.model}, {setting.strategy}, {place.counts['train']:,} photos, epochs: {setting.epochs}"
+    title = f"{setting.model}, {setting.strategy}, {place.counts['train']:,} examples, epochs: {setting.epochs}"
     measures = [cell for _, name, _ in MEASURES for cell in (name, "/ Refit's")]
     heading = [title, *measures, "own MB", f"accuracy on {place.counts['test']}", "less Refit's, points"]
     ours = [pair.refit for those in pairs.values() for pair in those]

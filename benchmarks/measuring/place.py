@@ -94,7 +94,8 @@ class Place:
                 command = [self.peers_python, "-m", f"peers.{row.module}", str(folder / "job.json")]
             job = self.write_job(folder / "job.json", row, seed, weights)
             usage = measure(command, cwd, environment(folder, self.setting.threads), folder / "log")
-            scored = json.loads(self.run([sys.executable, "-m", "peers.score", str(job)]).splitlines()[-1])
+            scorer = {"image": "peers.score", "text": "peers.score_texts"}[self.setting.modality]
+            scored = json.loads(self.run([sys.executable, "-m", scorer, str(job)]).splitlines()[-1])
         test, val = scored["test"], scored["val"]
         return Trained(usage, sum(test) / len(test), sum(val) / len(val), tuple(test))
 
@@ -116,7 +117,7 @@ class Place:
             "head_only": self.setting.strategy == "head",
             "weights_out": str(weights),
         }
-        del job["threads"], job["strategy"]  # threads come by the environment
+        del job["threads"], job["strategy"], job["modality"]  # threads come by the environment
         target.write_text(json.dumps(job))
         return target
 

@@ -8,12 +8,11 @@ This file is the one place that knows Refit's params (`settings_of`); its inside
 `refit_passes.py` and `gpu.py` only.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,10 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from refit import paths
+from refit.checkpoint import folder as folders
 from refit.errors import WorkspaceError
+from refit.files import sha256_of_file
+from refit.modality.text import settings
 
 ROOT = Path(__file__).resolve().parents[2]
 FINETUNE = [sys.executable, "-m", "tasks.finetune"]
@@ -37,15 +39,16 @@ NEVER = 1e9
 class Setting:
     """What is to be trained, in the words that all rivals share."""
 
-    base: Path | None  # safetensors; None: from scratch
+    base: Path | None  # safetensors, or the folder of a language model; None: from scratch
     model: str
     strategy: str  # full or head; or another one of Refit's, which rivals don't have
     epochs: int
     batch_size: int
     learning_rate: float
-    size: int
+    size: int  # pixels; of a text, tokens
     threads: int
     seed: int
+    modality: str = "image"
 
 
 def settings_of(setting: Setting) -> dict[str, object]:
@@ -57,7 +60,7 @@ def settings_of(setting: Setting) -> dict[str, object]:
         "validate.min_images_per_class": {"train": 1, "val": 1, "test": 1},
         "validate.max_rejected_fraction": 0.5,
         "checkpoint.uri": "scratch" if base is None else f"file:{base}",
-        "checkpoint.sha256": None if base is None else hashlib.sha256(base.read_bytes()).hexdigest(),
+        "checkpoint.sha256": None if base is None else digest_of(base),
         "finetune.model": setting.model,
         "finetune.strategy": setting.strategy,
         "finetune.epochs": setting.epochs,
@@ -65,9 +68,24 @@ def settings_of(setting: Setting) -> dict[str, object]:
         "finetune.learning_rate": setting.learning_rate,
         "finetune.num_threads": setting.threads,
         "finetune.device": "cpu",
-        "image.finetune.size": setting.size,
-        "image.finetune.augment.horizontal_flip": True,
+        **OF_MODALITY[setting.modality](setting),
     }
+
+
+OF_MODALITY: Mapping[str, Callable[[Setting], dict[str, object]]] = {
+    "image": lambda setting: {"image.finetune.size": setting.size, "image.finetune.augment.horizontal_flip": True},
+    "text": lambda setting: {
+        "data.modality": "text", "gate.slices": [], "text.finetune.max_tokens": setting.size,
+    },
+}  # fmt: skip
+
+
+def digest_of(base: Path) -> str:
+    """What `checkpoint.sha256` pins."""
+    if base.is_file():
+        return sha256_of_file(base)
+    with folders.taken(folders.files_in(base, settings.CHECKPOINT_FILES)) as copy:
+        return folders.digest_of(copy)
 
 
 def prepare(folder: Path, photos: Path, setting: Setting, env: Mapping[str, str]) -> Path:
