@@ -12,12 +12,13 @@ import pytest
 
 from refit.errors import ParamsError, TrackingError, WorkspaceError
 from refit.gate.decide import Check, Decision
-from refit.params import load_params
+from refit.params import Register, load_params
 from refit.registry import access, releases, tracking
 from tasks import compare as comparing
 from tasks import promote
 from tasks.register import register_candidate
 
+from .attack import attack
 from .servers import free_port, mlflow_command, serving
 from .test_tracking import client
 
@@ -98,6 +99,19 @@ def stored_at(people: People, source: str) -> str:
     return f"{people.address}/api/2.0/mlflow-artifacts/artifacts/{place}/artifacts/model.safetensors"
 
 
+def state_of_release(settings: Register, source: str, experiment: str) -> list[object]:
+    """All that the server keeps of it, and who may do what to it."""
+    with tracking.connected(settings) as mlflow:
+        logged = mlflow.get_logged_model(source.removeprefix("models:/"))
+        return [
+            dict(mlflow.get_registered_model("pets")),
+            [dict(version) for version in mlflow.search_model_versions("name='pets'")],
+            logged.to_dictionary(),
+            dict(mlflow.get_experiment(experiment)),
+            tracking.stored_files("models:/pets@champion"),
+        ]
+
+
 @pytest.mark.usefixtures("no_processes")
 def test_who_trains_proposes_and_who_reviews_decides(
     people: People, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -163,6 +177,27 @@ def test_who_trains_proposes_and_who_reviews_decides(
     assert files["artifacts/model.safetensors"] == champion.tags["refit.weights_sha256"], "... the release stays"
     for act in attempts.values():
         refused(connected(act))
+
+    people.become("admin")
+    before = state_of_release(settings, source, experiment)
+    asked = {
+        "name": "pets", "new_name": "taken", "version": "1", "alias": "champion", "description": "other",
+        "key": "refit.evidence", "value": "0", "tag_key": "refit.evidence", "tags": [{"key": "a", "value": "b"}],
+        "stage": "Archived", "archive_existing_versions": True, "source": version.source, "run_id": version.run_id,
+        "experiment_id": experiment, "experiment_ids": [experiment], "model_id": model_id,
+        "models": [{"model_id": model_id, "step": 0}], "params": [{"key": "a", "value": "b"}],
+        "permission": "MANAGE", "resource_type": "registered_model", "resource_pattern": "pets", "resource_id": "pets",
+        "password": "as long as it takes", "is_admin": True, "role_id": 1, "role_name": "all",
+        "artifact_path": released.partition("/artifacts/")[2],
+    }  # fmt: skip
+    for name in ("trainer", "serving"):
+        answers = attack(people.address, name, people.passwords[name], "ann", asked)
+        assert answers[403] > 600, answers
+        assert state_of_release(settings, source, experiment) == before
+        people.become(name)
+        for act in attempts.values():
+            refused(connected(act))
+        people.become("admin")
 
     people.become("ben")
     moves = promote.past_decisions().entries
