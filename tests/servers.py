@@ -44,9 +44,9 @@ def _wait(server: "subprocess.Popen[bytes]", health: str, log: Path) -> None:
         try:
             urlopen(health, timeout=5).close()
             return
-        except HTTPError:
-            return  # it asks who we are: it is there
-        except (URLError, OSError):
+        except (URLError, OSError) as error:
+            if isinstance(error, HTTPError) and error.code in (401, 403):
+                return  # it asks who we are: it is there
             assert server.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.3)

@@ -20,8 +20,8 @@ from refit.registry import tracking
 from tasks import promote
 
 from .conftest import ROOT, change_params
-from .servers import free_port
-from .services import prefect_api
+from .servers import free_port, serving
+from .services import environment, prefect_api
 from .test_promote import candidate, champion, passing
 
 __all__ = ["passing", "prefect_api"]
@@ -148,11 +148,39 @@ def test_the_first_champion_has_no_way_back(passing: Path) -> None:
     assert "models:/pets/1 is in service" in again.stderr
 
 
-def test_a_prefect_deployment_that_is_not_there_is_named(passing: Path, prefect_api: str) -> None:
+DEPLOYMENT = """
+from pathlib import Path
+from prefect import flow
+
+@flow(name="serve")
+def serve(model_uri: str, version: str):
+    if version == "2":
+        raise RuntimeError("no room for it")
+    Path("served").write_text(model_uri)
+
+if __name__ == "__main__":
+    serve.serve(name="production")
+"""
+
+
+def test_a_prefect_deployment_puts_it_into_service(passing: Path, prefect_api: str, tmp_path: Path) -> None:
+    """A real one, whose process runs beside; and one that is not there is named."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    change_params(Path("params.yaml"), {"deploy.deployment": "serve/nothing"})
+    change_params(Path("params.yaml"), {"deploy.deployment": "serve/production", "deploy.seconds": 120})
+    (tmp_path / "production.py").write_text(DEPLOYMENT)
+    env = environment(tmp_path, PREFECT_API_URL=prefect_api, PREFECT_RUNNER_POLL_FREQUENCY="1")
     with temporary_settings({PREFECT_API_URL: prefect_api}):
         result = promoted(candidate(0.7))
-    assert result.exit_code == 16
-    assert "the Prefect server has no deployment 'serve/nothing'" in result.stderr
+        assert result.exit_code == 16
+        assert "the Prefect server has no deployment 'serve/production'" in result.stderr
+        is_there = f"{prefect_api}/deployments/name/serve/production"
+        with serving([sys.executable, "production.py"], is_there, tmp_path, env):
+            again = promoted("1")
+            assert again.exit_code == 0, again.output
+            assert (tmp_path / "served").read_text() == "models:/pets/1"
+            second = promoted(candidate(0.8))
+    assert second.exit_code == 16
+    assert "models:/pets/2 was taken back: the run of serve/production is Failed" in second.stderr
+    assert "no room for it" in second.stderr
+    assert "models:/pets/1 is the champion again, and in service" in second.stderr
