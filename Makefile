@@ -10,7 +10,7 @@ retrain: $(READY)
 	.venv/bin/refit retrain
 
 test: check
-	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	.venv/bin/ruff check .

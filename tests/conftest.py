@@ -23,6 +23,13 @@ from refit.registry import probe
 ROOT = Path(__file__).resolve().parents[1]
 os.environ["PATH"] = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
 
+_LONGEST = ("test_worker", "test_resume", "test_walkthrough", "test_release", "test_pipeline", "test_promote")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files begin first: at the end of a run no process waits for the other."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
+
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
