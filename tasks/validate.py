@@ -93,8 +93,8 @@ def judge(manifest: pd.DataFrame, params: Params, exceptions: pd.DataFrame | Non
     known = EXCEPTIONLESS if exceptions is None else exceptions
     every = _of_single_rows(manifest, params)
     findings = every[~excepted(every, manifest, known)]
-    for name, find in AMONG_USABLE.items():
-        if rules[name].policy != "off":
+    for names, find in AMONG_USABLE.items():
+        if any(rules[name].policy != "off" for name in names):
             more = find(manifest[_usable(manifest, findings, rules)], params)
             every = all_of([every, more])
             findings = all_of([findings, more[~excepted(more, manifest, known)]])

@@ -154,6 +154,39 @@ def test_a_leak_leaves_train_with_its_reason_whatever_gave_the_split(
     assert "signature" not in pd.read_parquet("data/accepted.parquet").columns
 
 
+def test_near_duplicates_of_one_split_are_named_and_stay(edit_params: Callable[..., Params]) -> None:
+    signatures = [_signature(picture) for picture in (scene(1), jpeg(scene(1), 60), scene(2), noisy(scene(2)))]
+    rows = [
+        {"split": "train", "label": label, "signature": one}
+        for one, label in zip(signatures, ("cat", "cat", "cat", "dog"), strict=True)
+    ]
+    verdict = validate.judge(manifest_with(*rows), edit_params())
+    assert verdict.failures == ()
+    assert len(verdict.accepted) == 64
+    assert list(verdict.findings[["rule", "row", "twin"]].itertuples(index=False, name=None)) == [
+        ("near_two_labels", 62, "data/1003.png"),
+        ("near_two_labels", 63, "data/1002.png"),
+        ("near_duplicate", 61, "data/1000.png"),
+    ]
+    assert verdict.findings["reason"][0] == (
+        "nearly the same under several labels (cat, dog; this one cat): data/1003.png"
+    )
+
+
+def test_many_copies_of_one_picture_cost_no_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 300 copies that have one hash the first stands for all, and those that judge come first."""
+    looks: list[int] = []
+    believe = pictures.same
+    monkeypatch.setattr(pictures, "same", lambda some, rows: looks.append(len(rows)) or believe(some, rows))
+    copies = signatures_of([scene(1)] * 300 + [scene(2), ImageOps.mirror(scene(1))])
+    pairs = near_duplicates(copies, pictures)
+    assert sum(looks) <= 2 * 302
+    assert [0, 299] in pairs.tolist()
+    assert {(n, 301) for n in range(300)} <= set(map(tuple, pairs.tolist())), "what the first is like, all are like"
+    assert len(pairs) == 299 + 300
+    assert 300 not in pairs
+
+
 def test_copies_in_two_splits_do_not_stop_the_run(edit_params: Callable[..., Params]) -> None:
     table = manifest_with({"content_sha256": f"{4:064x}", "label": "dog", "split": "train"})
     verdict = validate.judge(table, edit_params())

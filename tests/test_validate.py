@@ -19,6 +19,7 @@ from refit.data.changes import run_changes
 from refit.data.classes import require_classes
 from refit.data.exceptions import read_exceptions
 from refit.data.findings import listed
+from refit.data.labels import same_looking, similar
 from refit.errors import DataError
 from refit.params import Params, load_params, read_yaml
 from refit.reports.changes import changes_markdown, changes_page
@@ -335,6 +336,55 @@ def test_the_accepted_set_is_described_for_catalogues_and_loaders(
     assert [one["examples/path"].decode() for one in records] == list(accepted["path"])
     assert {one["examples/width"] for one in records} == {24}
     assert [one["labels/name"] for one in described.records("labels")] == ["cat", "dog"]
+
+
+def test_labels_that_may_be_one_are_named(project: Path) -> None:
+    assert same_looking(["Cats", "Cats ", "cats", "с\u0430t", "cat", "dog", "dog\u200b", "ｄｏｇ"]) == [
+        ("Cats", "Cats "),
+        ("cat", "с\u0430t"),
+        ("dog", "dog\u200b", "ｄｏｇ"),
+    ]
+    counts = {
+        "cat": 90, "cats": 3, "Dog": 7, "dog": 9, "berry": 4, "berries": 1, "t-shirt": 4, "t shirt": 3, "elephant": 90,
+        "elepant": 2, "elephnat": 1, "class_1": 9, "class_2": 1, "mouse": 50, "moose": 60, "car": 1, "glass": 4,
+    }  # fmt: skip
+    assert similar(counts) == [
+        ("berry", "berries", "a plural"),
+        ("cat", "cats", "a plural"),
+        ("dog", "Dog", "case or signs"),
+        ("elephant", "elepant", "one letter"),
+        ("elephant", "elephnat", "one letter"),
+        ("t-shirt", "t shirt", "case or signs"),
+    ]
+    verdict = judge(manifest(*[{"label": "dog "}, {"label": "cats"}]), load_params())
+    assert "labels that look the same are different classes: 'dog' (30 images), 'dog ' (1 images); rename them" in (
+        verdict.failures
+    )
+    said = verdict.findings.set_index("rule")["reason"]
+    assert said["similar_labels"] == "'cat' (30 images) and 'cats' (1) may be one: they differ in a plural"
+
+
+def test_a_thousand_names_are_compared_at_once() -> None:
+    names = {f"species number {chr(97 + n // 26)}{chr(97 + n % 26)} of a kind": 1 for n in range(676)}
+    assert similar(names) == []
+
+
+def test_rare_classes_and_names_that_collide_are_reported(edit_params: Callable[..., Params]) -> None:
+    few = [{"label": "cow", "split": split} for split in ("train", "val", "test")]
+    names = [
+        {"path": "data/Straße.png"},
+        {"path": "data/STRASSE.png"},
+        {"path": "data/u\u0308.png"},
+        {"path": "data/ü.png"},
+    ]
+    rules = edit_params(validate__max_imbalance=5.0, validate__min_images_per_class={"train": 1, "val": 1, "test": 1})
+    verdict = judge(manifest(*few, *names), rules)
+    assert verdict.failures == ()
+    said = verdict.findings.set_index("rule")
+    assert said["reason"]["imbalance"].startswith(
+        "1 of 3 classes have less than 1/5 of the train images of cat (11): cow: 1; add images"
+    )
+    assert list(said.loc["colliding_names", "twin"]) == ["data/Straße.png", "data/u\u0308.png"]
 
 
 def exceptions_of(*rows: tuple[int, str]) -> pd.DataFrame:

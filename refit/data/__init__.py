@@ -12,6 +12,7 @@ __all__ = [
     "hamming",
     "inspection",
     "label_errors",
+    "labels",
     "rules",
     "set_rules",
     "sources",

@@ -29,7 +29,7 @@ RETIRED = "retired"
 EXCUSED = "excused"
 """Of what cannot be used, in place of its rule, where data/exceptions.csv knows it."""
 
-_HARMLESS = {RETIRED, EXCUSED, "duplicate", "leak"}
+_HARMLESS = {RETIRED, EXCUSED, "duplicate", "leak", "near_duplicate"}
 """Rules whose rejects say nothing against the source: they do not count for `validate.max_rejected_fraction`."""
 
 

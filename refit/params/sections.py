@@ -71,10 +71,21 @@ class Rules:
     duplicate: Annotated[Policy, Field(description="duplicate: the same under the same label in the same split")]
     two_labels: Annotated[Policy, Field(description="the same picture has two labels")]
     leak: Annotated[Policy, Field(description="leak: nearly the same, or of one group, in a split that judges")]
+    near_two_labels: Annotated[Policy, Field(description="nearly the same has two labels")]
+    near_duplicate: Annotated[Policy, Field(description="nearly the same as another of its split")]
+    colliding_names: Annotated[Policy, Field(description="its path differs from another in case or Unicode form only")]
     too_many_rejected: Annotated[PolicyOfSet, Field(description="more rejected than `validate.max_rejected_fraction`")]
     class_without_images: Annotated[PolicyOfSet, Field(description="an expected class has no accepted image")]
     unused_exception: Annotated[PolicyOfSet, Field(description="an exception to which nothing corresponds any more")]
     too_few_images: Annotated[PolicyOfSet, Field(description="fewer than `validate.min_images_per_class`")]
+    same_label: Annotated[
+        PolicyOfSet,
+        Field(description="labels that look the same: they differ in spaces, Unicode form or alphabet only"),
+    ]
+    similar_labels: Annotated[
+        PolicyOfSet, Field(description="labels that may be one: they differ in case, signs, a plural or one letter")
+    ]
+    imbalance: Annotated[PolicyOfSet, Field(description="a class has far fewer images than another")]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -94,6 +105,9 @@ class Validate:
     min_images_per_class: MinImages
     max_rejected_fraction: Annotated[
         float, Field(ge=0.0, le=1.0, description="More rejected images than this share stop the run.")
+    ]
+    max_imbalance: Annotated[
+        float, Field(ge=1.0, description="How many times as many train images one class may have as another.")
     ]
 
 

@@ -1,6 +1,6 @@
 """Pictures that show the same: copies that were re-encoded, resized, mirrored, cropped, shifted, brightened.
 
-    hashes = hashes_of(signatures)                  what is searched (`refit/data/duplicates.py`)
+    hashes = hashes_of(signatures, views)           what is searched (`refit/data/duplicates.py`)
     same(signatures, candidates)                    what is believed of what was found
 
 Two looks. The first is exact arithmetic on 64-bit perceptual hashes: those of the whole pictures differ in few bits,
@@ -12,6 +12,7 @@ around the picture's brightness. They are integers, and their products stay belo
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -40,19 +41,24 @@ _LARGEST_GAIN = 2.5
 _LEAST_OVERLAP = 0.6
 
 
-def hashes_of(signatures: np.ndarray) -> np.ndarray:
-    """(n, …) uint8, of `files.inspect` -> (n, 88) uint64: perceptual hashes of the whole, which comes first, and its
-    windows; then mirrored. (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions")"""
-    hashes = np.empty((len(signatures), 2, len(_WINDOWS)), dtype=np.uint64)
-    matrices = [(_cosines() @ _cut(*down), _cosines() @ _cut(*across)) for down, across in _WINDOWS]
+def hashes_of(signatures: np.ndarray, views: Sequence[int]) -> np.ndarray:
+    """(n, …) uint8, of `files.inspect` -> (n, number of views) uint64: perceptual hashes of the whole (view 0), of its
+    windows, and of the same mirrored (from 44 on).
+    (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions")"""
+    hashes = np.empty((len(signatures), len(views)), dtype=np.uint64)
+    columns: dict[int, list[int]] = {}  # by the window that they see
+    for column, view in enumerate(views):
+        columns.setdefault(view % len(_WINDOWS), []).append(column)
+    matrices = {window: [_cosines() @ _cut(*line) for line in _WINDOWS[window]] for window in columns}
     for start in range(0, len(signatures), _PIECE):
         piece = slice(start, start + _PIECE)
         brightness = _brightness(signatures[piece]).astype(np.float64)
-        for number, (rows, columns) in enumerate(matrices):
-            frequencies = rows @ brightness @ columns.T  # (k, 8, 8)
-            hashes[piece, 0, number] = _bits(frequencies)
-            hashes[piece, 1, number] = _bits(frequencies * _MIRROR)
-    return hashes.reshape(len(signatures), -1)
+        for window, (down, across) in matrices.items():
+            frequencies = down @ brightness @ across.T  # (k, 8, 8)
+            for column in columns[window]:
+                is_mirrored = views[column] >= len(_WINDOWS)
+                hashes[piece, column] = _bits(frequencies * _MIRROR if is_mirrored else frequencies)
+    return hashes
 
 
 def same(signatures: np.ndarray, candidates: np.ndarray) -> np.ndarray:

@@ -1,13 +1,15 @@
 """Texts that say the same: equal but for case, accents, signs and space (`files.inspect` gives them one signature)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 RADII = (0,)
 
 
-def hashes_of(signatures: np.ndarray) -> np.ndarray:
-    """(n, 32) uint8 -> (n, 1) uint64: a part of the digest."""
-    return np.ascontiguousarray(signatures[:, :8]).view(np.uint64)
+def hashes_of(signatures: np.ndarray, views: Sequence[int]) -> np.ndarray:
+    """(n, 32) uint8 -> (n, number of views) uint64: a part of the digest. There is one view."""
+    return np.ascontiguousarray(signatures[:, :8]).view(np.uint64)[:, list(views)]
 
 
 def same(signatures: np.ndarray, candidates: np.ndarray) -> np.ndarray:

@@ -1,13 +1,15 @@
 """Numbers have no near-duplicates: no file has a signature."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 RADII = (0,)
 
 
-def hashes_of(signatures: np.ndarray) -> np.ndarray:
+def hashes_of(signatures: np.ndarray, views: Sequence[int]) -> np.ndarray:
     """One view."""
-    return np.zeros((len(signatures), 1), dtype=np.uint64)
+    return np.zeros((len(signatures), len(views)), dtype=np.uint64)
 
 
 def same(signatures: np.ndarray, candidates: np.ndarray) -> np.ndarray:
