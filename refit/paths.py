@@ -56,6 +56,7 @@ COMPARISON_SUMMARY = Path("reports/comparison.md")
 REVIEW = Path("reports/review.html")  # register, and `refit review`
 GOLDEN = Path("reports/golden.json")
 IMAGES = Path("reports/images.csv")
+PROFILE = Path("reports/profile.json")
 
 STAGE_OUTPUTS: dict[str, tuple[Path, ...]] = {
     "environment": (ENVIRONMENT,),

@@ -1,14 +1,16 @@
 """The effect `compare`: candidate against champion, on the same test examples; what the gate says about it.
 
     comparison = compare()      the outputs of the stages, the champion in the registry
-                                -> reports/comparison.{json,html,md}, reports/golden.json, reports/images.csv
+                                -> reports/comparison.{json,html,md}, reports/golden.json, reports/images.csv,
+                                   reports/profile.json
 
 Not a DVC stage: it depends on a server. The champion is asked for directly by its alias; "there is none yet" is
 only believed from a registry that answers so, and whose decisions know of none. It predicts in a process of its own,
 with its own stored code, and without anything that is secret here.
 
 comparison.json is a record (`refit/gate/comparison.py`). `images.csv` has path, sha256, label, split of every accepted
-example: what the next comparison tells changes from.
+example: what the next comparison tells changes from. `profile.json` (`refit/data/profile.py`) says what the training
+examples look like: what it tells a shift from.
 """
 
 import tempfile
@@ -20,12 +22,16 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from refit import paths
+from refit import modality, paths
 from refit.data.changes import data_changes, params_changes
+from refit.data.profile import Features, Profile, profile_of, read_features
+from refit.data.shift import Shift, shift_since
+from refit.data.summary import ValidationSummary
 from refit.errors import EvidenceError, TrackingError, WorkspaceError, run_stage
 from refit.files import publish_table, publish_text, sha256_of_file
-from refit.gate.checks import Groups, Labels, Side
+from refit.gate.checks import Check, Groups, Labels, Side
 from refit.gate.comparison import FORMAT, Changes, Compared, Comparison, Costs, SideName, class_rows, side_measures
+from refit.gate.data_checks import leak_checks, shift_checks
 from refit.gate.decide import Decision, decide
 from refit.gate.evidence import Bundle
 from refit.gate.golden import NUM_GOLDEN, golden
@@ -33,7 +39,7 @@ from refit.locks import one_at_a_time
 from refit.model.card import read_card
 from refit.params import Params, as_dict, load_params, public
 from refit.progress import say
-from refit.records import publish_record
+from refit.records import publish_record, read_record
 from refit.registry import releases, versions
 from refit.registry.probe import Answer, Bare, Question, ask, ask_both
 from refit.registry.records import Version
@@ -42,7 +48,10 @@ from refit.reports.disagreements import disagreements
 from refit.scoring import metrics
 from refit.scoring.metrics import Scored
 
-_NEEDED = (paths.MANIFEST, paths.ACCEPTED, paths.PREDICTIONS, paths.EVALUATION, paths.MODEL_CARD, paths.MODEL_WEIGHTS)
+_NEEDED = (
+    *(paths.MANIFEST, paths.ACCEPTED, paths.VALIDATION_SUMMARY, paths.PREDICTIONS, paths.EVALUATION),
+    *(paths.MODEL_CARD, paths.MODEL_WEIGHTS, paths.FEATURES),
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class _Champion:
     answer: Answer
     bundle: Bundle
     images: pd.DataFrame  # path, sha256, label, split
+    profile: Profile | None  # of its training examples; None: registered before there were profiles
 
 
 def main() -> None:
@@ -75,9 +85,13 @@ def compare() -> Comparison:
     candidate, champion = _ask(params, test)
     labels = _labels(params, test, candidate, champion)
     new, old = _sides(candidate, champion, test, labels)
-    bins = params.evaluate.calibration_bins
-    decision = decide(new, old, labels, _slices(accepted, params), params.gate, bins, params.seed)
-    comparison = _describe(params, decision, champion, new, old, labels, accepted)
+    features = read_features(paths.FEATURES)
+    shift = _shift(params, champion, accepted, features)
+    bins, about_data = params.evaluate.calibration_bins, _about_data(params, shift)
+    decision = decide(new, old, labels, _slices(accepted, params), params.gate, bins, params.seed, about_data)
+    comparison = _describe(params, decision, champion, new, old, labels, accepted, shift)
+    train = accepted[accepted["split"] == "train"]
+    publish_record(paths.PROFILE, profile_of(train, _columns(params), features))
     _publish(params, comparison, test, accepted, new, old, labels, candidate)
     return comparison
 
@@ -134,20 +148,21 @@ def _ask(params: Params, test: pd.DataFrame) -> tuple[Answer, _Champion | None]:
     if version is None:
         candidate, champion = ask(asked), None
     else:
-        bundle, images = _made_of(params, version)
+        bundle, images, profile = _made_of(params, version)
         with tempfile.TemporaryDirectory(prefix="refit-champion-") as folder:
             model = versions.fetch_packed(version, bundle, params.register, Path(folder))
             candidate, said = ask_both(asked, Question(model, files, version.uri))
-        champion = _Champion(version, said, bundle, images)
+        champion = _Champion(version, said, bundle, images, profile)
     _require_same_model(candidate)
     return candidate, champion
 
 
-def _made_of(params: Params, version: Version) -> tuple[Bundle, pd.DataFrame]:
-    """The champion's evidence and the list of its examples, from the copy in its own release."""
+def _made_of(params: Params, version: Version) -> tuple[Bundle, pd.DataFrame, Profile | None]:
+    """The champion's evidence, the list of its examples and their profile, from the copy in its own release."""
     try:
         bundle = versions.bundle_of(version, params.register)
-        return bundle, versions.images_of(version, bundle, params.register)
+        images = versions.images_of(version, bundle, params.register)
+        return bundle, images, versions.profile_of(version, bundle, params.register)
     except TrackingError as error:
         if error.retryable:
             raise
@@ -232,6 +247,32 @@ def _slices(accepted: pd.DataFrame, params: Params) -> list[Groups]:
     return found
 
 
+def _columns(params: Params) -> tuple[str, ...]:
+    """Of the table of accepted examples: by what a shift is told."""
+    kind = modality.settings(params.data.modality)
+    return ("label", *kind.SLICES, *kind.STATISTICS)
+
+
+def _shift(params: Params, champion: _Champion | None, accepted: pd.DataFrame, features: Features) -> Shift | None:
+    """None: there is no champion, or nobody wants to know."""
+    if champion is None or params.gate.shift.policy == "off":
+        return None
+    if champion.profile is None:
+        said = f"{champion.version.uri} was registered before versions had a profile of their training images."
+        return Shift(num_before=0, num_new=0, questions=(), remarks=(said,))
+    train = accepted[accepted["split"] == "train"]
+    return shift_since(champion.profile, champion.images["sha256"].tolist(), train, features, params.seed)
+
+
+def _about_data(params: Params, shift: Shift | None) -> list[Check]:
+    """What the gate makes of the data."""
+    validation = read_record(
+        paths.VALIDATION_SUMMARY, ValidationSummary, WorkspaceError, "; run `dvc repro -f validate`"
+    )
+    leaks = leak_checks(validation, params.validate.rules.leak)
+    return [*leaks, *shift_checks(shift, params.gate.shift)]
+
+
 def _describe(
     params: Params,
     decision: Decision,
@@ -240,6 +281,7 @@ def _describe(
     old: Side | None,
     labels: Labels,
     accepted: pd.DataFrame,
+    shift: Shift | None,
 ) -> Comparison:
     settings, bins = params.gate, params.evaluate.calibration_bins
     sides: dict[SideName, Side] = {"candidate": new}
@@ -264,6 +306,7 @@ def _describe(
         changes=_changes(params, champion, accepted) if champion else None,
         gate=as_dict(settings),
         seed=params.seed,
+        shift=shift,
     )
 
 

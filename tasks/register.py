@@ -53,6 +53,7 @@ _PLOTS = (paths.HISTORY, paths.CONFUSION_PLOT, paths.RELIABILITY_PLOT)
 _EVIDENCE = {
     "golden.json": paths.GOLDEN,
     "images.csv": paths.IMAGES,
+    "profile.json": paths.PROFILE,
     "comparison.html": paths.COMPARISON_REPORT,
     "history.csv": paths.HISTORY,
 }

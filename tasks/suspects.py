@@ -21,14 +21,14 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from safetensors.numpy import save_file
 
 from refit import modality, paths
 from refit.checkpoint.card import BaseCard
 from refit.data.digests import data_digest
 from refit.data.label_errors import read_answers, suspects
+from refit.data.profile import Features, publish_features
 from refit.errors import CheckpointError, run_stage
-from refit.files import publish_table, publish_text, publishing
+from refit.files import publish_table, publish_text
 from refit.modality.contract import Opaque
 from refit.model.card import read_card
 from refit.params import Params, load_params
@@ -131,12 +131,9 @@ def _judged(
 
 
 def _publish_features(rows: np.ndarray | None, learnt: pd.DataFrame, source: str) -> None:
-    sha256s = learnt["sha256"][learnt["split"] == "train"].tolist()
-    if rows is None:
-        rows, sha256s = np.empty((0, 0), dtype=np.float16), []
-    names = np.frombuffer(b"".join(map(bytes.fromhex, sha256s)), dtype=np.uint8).reshape(-1, 32)
-    with publishing(paths.FEATURES) as partial:
-        save_file({"rows": rows, "sha256s": names}, partial, {"source": source})
+    sha256s = tuple(learnt["sha256"][learnt["split"] == "train"]) if rows is not None else ()
+    rows = np.empty((0, 0), dtype=np.float16) if rows is None else rows
+    publish_features(paths.FEATURES, Features(source, sha256s, rows))
 
 
 def _publish(

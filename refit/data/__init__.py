@@ -13,8 +13,10 @@ __all__ = [
     "inspection",
     "label_errors",
     "labels",
+    "profile",
     "rules",
     "set_rules",
+    "shift",
     "sources",
     "summary",
 ]

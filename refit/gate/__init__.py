@@ -1,3 +1,3 @@
 """Whether a candidate may be promoted: judgement, evidence and the record of decisions. Pure."""
 
-__all__ = ["checks", "comparison", "decide", "evidence", "golden", "history"]
+__all__ = ["checks", "comparison", "data_checks", "decide", "evidence", "golden", "history"]

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from ..data.changes import Change
+from ..data.shift import Shift
 from ..scoring.evaluation import Bin, reliability_bins
 from ..scoring.intervals import Interval, with_intervals
 from ..scoring.metrics import Scored
@@ -93,6 +94,7 @@ class Comparison:
     changes: Changes | None  # None: no champion to compare with
     gate: Mapping[str, object]  # the settings used
     seed: int
+    shift: Shift | None = None  # None: no champion to compare with, or not looked at, or of before it was
 
     def __post_init__(self) -> None:
         """A verdict that somebody wrote over the checks' is read nowhere."""

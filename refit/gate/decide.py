@@ -12,6 +12,7 @@ verdict. Both models are measured on the same images, so all differences (candid
     latency               the median of the ratios of rounds in which the two took turns, with its interval
     size                  ratio
     every class           known to the candidate, and with test images, unless it was given up on purpose
+    data                  no leak into the training; training images that look different (refit/gate/data_checks.py)
 
 A tie is not a win: with `goal: better` the candidate must be shown to be better. The tests are in
 refit/gate/statistics.py.
@@ -56,6 +57,7 @@ def decide(
     settings: Gate,
     num_bins: int,
     seed: int,
+    about_data: Sequence[Check] = (),
 ) -> Decision:
     """The decision.
 
@@ -67,6 +69,7 @@ def decide(
         settings: the section `gate` of params.yaml.
         num_bins: bins of the calibration error.
         seed: of the bootstrap.
+        about_data: checks of what both were made of (`data_checks.py`).
 
     Raises:
         EvidenceError: no test images, or the two sides are not about the same images, or a number is not finite.
@@ -77,6 +80,7 @@ def decide(
         _floor(candidate, settings),
         *recall_floors(tally, settings),
         *_missing_classes(candidate, champion, labels),
+        *about_data,
     )
     if champion is None:
         checks = (_beats_guessing(candidate, settings), *common)

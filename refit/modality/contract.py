@@ -77,9 +77,10 @@ class ModalitySettings(Protocol):
 
 
 class Settings(Protocol):
-    """`settings.py`. `CHECKPOINT_FILES` are patterns of the files that make a checkpoint's folder (none: it is one
-    file), `MIXES` the keys of `finetune` that blend two examples and make sense here, `LEARNING_RATE` what `auto` means
-    where pretrained layers learn."""
+    """`settings.py`. `SLICES` are columns of words in the manifest by which a model may be judged apart, `STATISTICS`
+    columns of numbers that say what an example looks like. `CHECKPOINT_FILES` are patterns of the files that make a
+    checkpoint's folder (none: it is one file), `MIXES` the keys of `finetune` that blend two examples and make sense
+    here, `LEARNING_RATE` what `auto` means where pretrained layers learn."""
 
     @property
     def SETTINGS(self) -> type[ModalitySettings]: ...  # noqa: N802
@@ -87,6 +88,8 @@ class Settings(Protocol):
     def ARCHITECTURES(self) -> Sequence[str]: ...  # noqa: N802
     @property
     def SLICES(self) -> Sequence[str]: ...  # noqa: N802
+    @property
+    def STATISTICS(self) -> Sequence[str]: ...  # noqa: N802
     @property
     def CHECKPOINT_FILES(self) -> Sequence[str]: ...  # noqa: N802
     @property

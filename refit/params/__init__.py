@@ -40,15 +40,16 @@ from .sections import (
     PolicyOfUnusable,
     Register,
     Rules,
+    ShiftSettings,
     Suspects,
     Validate,
 )
 
 __all__ = [
     "SPLITS", "STRICT", "Checkpoint", "Count", "Data", "Deploy", "Evaluate", "Finetune", "Flow", "Fraction", "Gate",
-    "MinImages", "Params", "Policy", "PolicyOfUnusable", "Register", "Rules", "Suspects", "Validate", "as_dict",
-    "as_yaml", "load_params", "modalities", "moves", "public", "pure", "read_yaml", "schema", "training_digest",
-    "without_credentials",
+    "MinImages", "Params", "Policy", "PolicyOfUnusable", "Register", "Rules", "ShiftSettings", "Suspects", "Validate",
+    "as_dict", "as_yaml", "load_params", "modalities", "moves", "public", "pure", "read_yaml", "schema",
+    "training_digest", "without_credentials",
 ]  # fmt: skip
 
 _ADAPTER = TypeAdapter(Params)

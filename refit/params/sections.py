@@ -262,6 +262,27 @@ class Suspects:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ShiftSettings:
+    """What follows where training examples do not look like the champion's: `refit/data/shift.py`."""
+
+    policy: Annotated[
+        Literal["off", "warn", "hold", "reject"],
+        Field(description="off: not looked at; warn: it is shown; hold, reject: the gate says so."),
+    ]
+    max_psi: Annotated[
+        float,
+        Field(gt=0.0, description="Population stability index of a column; 0.1 is called a small, 0.25 a large one."),
+    ]
+    max_auc: Annotated[
+        float,
+        Field(ge=0.5, lt=1.0, description="How well new and old can be told apart by features; 0.5 is not at all."),
+    ]
+    significance: Annotated[
+        float, Field(gt=0.0, lt=0.5, description="How often chance alone may say so, over all columns together.")
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Gate:
     """What a candidate must show against the champion."""
 
@@ -286,6 +307,7 @@ class Gate:
         float,
         Field(gt=0.0, lt=0.1, description="How far probabilities may differ once the model came back from MLflow."),
     ]
+    shift: ShiftSettings
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

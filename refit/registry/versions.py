@@ -9,13 +9,14 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.changes import Change, data_changes, params_changes
+from ..data.profile import Profile
 from ..errors import EvidenceError, TrackingError
 from ..files import sha256_of_file
 from ..gate import evidence
 from ..gate.comparison import ClassRow
 from ..gate.evidence import Bundle
 from ..params import Register, load_params
-from ..records import as_plain
+from ..records import as_plain, parse_record
 from . import releases, tracking
 from .probe import Bare, Packed
 from .records import Version
@@ -76,6 +77,20 @@ def images_of(version: Version, bundle: Bundle, settings: Register) -> pd.DataFr
         {"images.csv": evidence.digest_of(data)}, {"images.csv": bundle.files.get("images.csv", "")}, version.uri
     )
     return pd.read_csv(io.BytesIO(data), dtype=str)
+
+
+def profile_of(version: Version, bundle: Bundle, settings: Register) -> Profile | None:
+    """What a version was trained on, in short; None for a version of before there were profiles.
+
+    Raises:
+        EvidenceError: it is not the one that the evidence names.
+    """
+    name = "profile.json"
+    if name not in bundle.files:
+        return None
+    data = tracking.read_file(settings, f"{_place(version, settings)}/{name}")
+    evidence.require_same_files({name: evidence.digest_of(data)}, {name: bundle.files[name]}, version.uri)
+    return parse_record(data, Profile, EvidenceError, f"the profile of {version.uri}")
 
 
 def fetch_bare(version: Version, bundle: Bundle, settings: Register, folder: Path) -> Bare:

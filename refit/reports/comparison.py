@@ -4,10 +4,15 @@ Pure functions of the comparison (refit/gate/comparison.py). The page loads noth
 viewer, which allows no other origin, shows it whole.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
+from ..data.shift import FEATURES, Question
 from ..gate.checks import Verdict
 from ..gate.comparison import Changes, Comparison
+from ..gate.data_checks import shows_shift
+from ..params import ShiftSettings
 from ..scoring.intervals import Interval
 from .disagreements import Disagreements
 from .page import environment, table
@@ -28,6 +33,17 @@ _CHECK_OF_MEASURE = {
     "expected_calibration_error": "calibration error",
     "negative_log_likelihood": "log loss",
 }
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column by which a shift is told; p-values beside sizes."""
+
+    name: str
+    new: Question | None
+    all: Question | None
+    limit: float
+    is_found: bool
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,7 @@ def comparison_page(comparison: Comparison, pictures: Disagreements | None, mode
             headline=_WORDS[comparison.verdict],
             measures=_MEASURES,
             classes=_classes(comparison),
+            shifts=_shifts(comparison),
         )
     )
 
@@ -70,10 +87,25 @@ def comparison_markdown(comparison: Comparison, model_name: str) -> str:
         "",
         *_class_lines(comparison),
         *_change_lines(comparison.changes),
+        *_shift_lines(comparison),
         "",
         f"A reviewer decides (`refit review`, with the candidate's number); only reviewers write `{model_name}`.",
     ]
     return "\n".join(lines)
+
+
+def _shifts(comparison: Comparison) -> list[_Column]:
+    """By column, what is shown to have shifted first."""
+    if comparison.shift is None:
+        return []
+    settings = ShiftSettings(**cast(Mapping[str, Any], comparison.gate["shift"]))
+    columns = []
+    for name in dict.fromkeys(question.name for question in comparison.shift.questions):
+        asked = {question.of: question for question in comparison.shift.questions if question.name == name}
+        limit = settings.max_auc if name == FEATURES else settings.max_psi
+        is_found = any(shows_shift(question, settings) for question in asked.values())
+        columns.append(_Column(name, asked.get("new"), asked.get("all"), limit, is_found))
+    return sorted(columns, key=lambda column: not column.is_found)
 
 
 def _overall(comparison: Comparison) -> list[str]:
@@ -123,3 +155,8 @@ def _change_lines(changes: Changes | None) -> list[str]:
     counted = [f"{change.count:,} {name.replace('_', ' ')}" for name, change in changes.data.items()]
     lines = ["Data since the champion: " + ", ".join(counted) + "."]
     return lines + [f"- `{key}`: {old} -> {new}" for key, (old, new) in changes.params.items()]
+
+
+def _shift_lines(comparison: Comparison) -> list[str]:
+    """The check in its own words, also where nothing follows from it."""
+    return [f"- {check.reason}" for check in comparison.checks if check.name == "shift"]

@@ -10,6 +10,9 @@ from ...params import STRICT, Count, Policy, PolicyOfUnusable
 SLICES = ("mode", "format")
 """Columns of the manifest by whose values a model may be judged apart."""
 
+STATISTICS = ("brightness", "contrast", "sharpness", "width", "height")
+"""Columns of the manifest by which new examples are compared with old ones."""
+
 CHECKPOINT_FILES = ()
 """A checkpoint is one file."""
 

@@ -10,6 +10,9 @@ from ...params import STRICT, Count, Policy, PolicyOfUnusable
 SLICES = ("length", "script")
 """Columns of the manifest by whose values a model may be judged apart."""
 
+STATISTICS = ("words", "characters")
+"""Columns of the manifest by which new examples are compared with old ones."""
+
 ARCHITECTURES = ("bert", "distilbert", "electra", "gpt2", "gpt_neox", "llama", "modernbert", "roberta")
 """Families, as `model_type` of a checkpoint's config.json names them. How large a network is, its checkpoint says."""
 

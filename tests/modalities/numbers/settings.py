@@ -5,6 +5,7 @@ from pydantic.dataclasses import dataclass
 from ...params import STRICT, Policy
 
 SLICES = ("sign",)
+STATISTICS = ("largest",)
 CHECKPOINT_FILES = ()
 MIXES = ("mixup",)
 LEARNING_RATE = 0.001
