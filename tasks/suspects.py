@@ -156,7 +156,7 @@ def _publish(
     )
     publish_table(paths.LABEL_SUSPECTS, listed[_COLUMNS])
     publish_text(paths.LABEL_SUSPECTS_REPORT, page)
-    say(f"{len(listed):,} labels look wrong: {paths.LABEL_SUSPECTS_REPORT}")
+    say(f"labels that look wrong: {len(listed):,}: {paths.LABEL_SUSPECTS_REPORT}")
 
 
 def _shown(listed: pd.DataFrame, params: Params, start: Start) -> list[Suspect]:

@@ -88,7 +88,7 @@ def retrain(deliver: "Deliver | None", as_json: bool) -> None:
     click.echo(f"Accuracy    {accuracy['value']:.4f}  ({accuracy['low']:.4f} to {accuracy['high']:.4f})")
     click.echo(f"Gate        {summary['gate']['verdict']}: {'; '.join(summary['gate']['reasons'])}")
     click.echo(f"To review   {summary['page']}  (`refit review {summary['version']}`)")
-    click.echo("Reports     reports/validation.html  reports/evaluation.html")
+    click.echo("Reports     reports/validation.html  reports/evaluation.html  reports/label_suspects.html")
     for name, address in summary["links"].items():
         click.echo(f"{name.capitalize():<12}{address}")
     if not summary["links"]:
