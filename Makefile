@@ -4,10 +4,14 @@ PYTHON ?= python3
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 READY := .venv/.ready
 
-.PHONY: retrain test check e2e ui lock clean
+.PHONY: retrain image text test check e2e ui lock clean
 
 retrain: $(READY)
 	.venv/bin/refit retrain
+
+# Which built-in examples params.yaml names: pictures of digits, or texts.
+image text: $(READY)
+	.venv/bin/refit use $@
 
 test: check
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

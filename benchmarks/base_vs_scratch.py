@@ -1,10 +1,11 @@
-"""Does the embedded base checkpoint earn its place? Few labelled digits, fine-tuned from it and from scratch.
+"""Do the embedded base checkpoints earn their place? Few labelled digits or texts, from the base and from scratch.
 
+    refit use image                 # or text
     dvc repro validate fetch
     python benchmarks/base_vs_scratch.py [--json FILE]          (8 minutes on one slow core)
 
-Each seed draws 10 training images of each class; the same network learns from them, once from the base and once
-from random weights, with the same images, order, augmentation, new head and number of epochs. Each start has its
+Each seed draws 10 training images, or 20 texts, of each class; the same network learns from them, once from the base
+and once from random weights, with the same examples, order, augmentation, new head and epochs. Each start has its
 own short list of learning rates; validation chooses, by the mean over the seeds, and only the chosen runs ever see
 the test split. Two Markdown tables go to standard output, a line per run to standard error, and FILE gets the
 numbers of every run.
@@ -17,7 +18,7 @@ import io
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from refit import paths
 from refit.checkpoint.backbone import load_backbone
 from refit.errors import CheckpointError, DataError, run_stage
 from refit.files import publish_json, sha256_of_file
+from refit.modality.contract import Opaque
 from refit.model.classifier import predict_logits
 from refit.params import Finetune
 from refit.records import as_plain
@@ -42,11 +44,14 @@ from refit.training.examples import Examples
 from refit.training.job import Feed, Job
 from refit.training.loop import Fitted, fit
 
-IMAGES_PER_CLASS = 10
 SEEDS = range(5)
 BUDGETS = (20, 40)  # epochs
 BATCH_SIZE = 32
-LEARNING_RATES = {"base": (0.001, 0.002), "scratch": (0.004, 0.01, 0.02)}
+PER_CLASS = {"image": 10, "text": 20}
+LEARNING_RATES = {
+    "image": {"base": (0.001, 0.002), "scratch": (0.004, 0.01, 0.02)},
+    "text": {"base": (0.0005, 0.001, 0.002), "scratch": (0.0005, 0.001, 0.002, 0.004)},
+}
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,16 @@ class Problem:
     test: Examples
     num_classes: int
     modality_name: str
+    preprocessing: Opaque
     feed: Feed
     base_weights: dict[str, Tensor]
     base_uri: str
     settings: Finetune  # less epochs and learning rate
+
+    @property
+    def rates(self) -> dict[str, tuple[float, ...]]:
+        """Learning rates to try, by start."""
+        return LEARNING_RATES[self.modality_name]
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ class Setup:
     """What tells one run from another."""
 
     epochs: int
-    start: str  # a key of LEARNING_RATES
+    start: str  # base or scratch
     learning_rate: float
     seed: int
 
@@ -107,8 +118,8 @@ def main() -> None:
     device = be_deterministic(num_threads=1, device="cpu")
     with contextlib.redirect_stdout(io.StringIO()):  # the stages' own progress would bury the tables
         problem = read_problem()
-        runs = [run_one(problem, setup) for setup in setups()]
-        arms = [choose(problem, runs, epochs, start) for epochs in BUDGETS for start in LEARNING_RATES]
+        runs = [run_one(problem, setup) for setup in setups(problem.rates)]
+        arms = [choose(problem, runs, epochs, start) for epochs in BUDGETS for start in problem.rates]
     print(f"{arms_table(arms)}\n\n{differences_table(arms)}")
     if target is not None:
         publish_json(
@@ -130,7 +141,7 @@ def read_problem() -> Problem:
     if not card.num_tensors or sha256_of_file(paths.BASE_WEIGHTS) != card.sha256:
         raise CheckpointError(
             f"{paths.BASE_WEIGHTS} does not hold the pretrained weights of {paths.BASE_CARD}; "
-            "set `checkpoint.uri` in params.yaml to file:base/glyphs.safetensors and run `dvc repro fetch`"
+            f"`refit use {params.data.modality}` and run `dvc repro fetch`"
         )
     train, val, test = (project.split(name) for name in ("train", "val", "test"))
     return Problem(
@@ -139,6 +150,7 @@ def read_problem() -> Problem:
         test=test,
         num_classes=len(project.classes),
         modality_name=params.data.modality,
+        preprocessing=project.preprocessing,
         feed=feed_of(params, project.preprocessing),
         base_weights=load_file(paths.BASE_WEIGHTS),
         base_uri=card.uri,
@@ -154,17 +166,17 @@ def draw_few(examples: Examples, per_class: int, seed: int) -> Examples:
     """
     table = pd.DataFrame({"label": examples.labels, "draw": uniforms(seed, "few", 0, examples.keys, 1)[:, 0]})
     if table["label"].value_counts().min() < per_class:
-        raise DataError(f"a class has fewer than {per_class} training images")
+        raise DataError(f"a class has fewer than {per_class} training examples")
     rows = table.sort_values("draw").groupby("label").head(per_class).index.to_numpy()
     sha256s = tuple(examples.sha256s[row] for row in rows)
     return Examples(sha256s, examples.labels[rows], examples.shelf, lambda indices: examples.prepare(rows[indices]))
 
 
-def setups() -> Iterator[Setup]:
+def setups(all_rates: Mapping[str, tuple[float, ...]]) -> Iterator[Setup]:
     """Every run; the starts take turns, so that a busy machine slows both."""
     for epochs in BUDGETS:
         for seed in SEEDS:
-            for start, rates in LEARNING_RATES.items():
+            for start, rates in all_rates.items():
                 for rate in rates:
                     yield Setup(epochs, start, rate, seed)
 
@@ -181,10 +193,10 @@ def run_one(problem: Problem, setup: Setup) -> Run:
 
 def job_for(problem: Problem, setup: Setup) -> Job:
     """The training, with the network at its start. The head is new in both starts, and equal."""
-    few = draw_few(problem.train, IMAGES_PER_CLASS, setup.seed)
+    few = draw_few(problem.train, PER_CLASS[problem.modality_name], setup.seed)
     settings = dataclasses.replace(problem.settings, epochs=setup.epochs, learning_rate=setup.learning_rate)
     splits, kind = (few, problem.val), problem.modality_name
-    job = job_of(kind, settings, splits, problem.feed, problem.num_classes, setup.seed)
+    job = job_of(kind, settings, splits, problem.feed, problem.num_classes, setup.seed, problem.preprocessing)
     if setup.start == "base":
         load_backbone(job.network, problem.base_weights, job.groups[-1].parameters, kind, problem.base_uri)
     return job
@@ -194,7 +206,7 @@ def choose(problem: Problem, runs: list[Run], epochs: int, start: str) -> Arm:
     """Take the learning rate with the best mean validation accuracy, the lowest among equals, and test its runs."""
     by_rate = {
         rate: [run for run in runs if run.setup in {Setup(epochs, start, rate, seed) for seed in SEEDS}]
-        for rate in LEARNING_RATES[start]
+        for rate in problem.rates[start]
     }
     rate = max(by_rate, key=lambda rate: statistics.mean(run.val_accuracy for run in by_rate[rate]))
     return Arm(
@@ -253,7 +265,7 @@ def differences_table(arms: list[Arm]) -> str:
 def raw_numbers(runs: list[Run], arms: list[Arm]) -> dict[str, Any]:
     """Every run without its weights, and what was chosen."""
     return {
-        "images_per_class": IMAGES_PER_CLASS,
+        "examples_per_class": PER_CLASS,
         "batch_size": BATCH_SIZE,
         "runs": [
             dataclasses.asdict(run.setup)

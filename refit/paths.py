@@ -11,7 +11,7 @@ LOCK = Path("dvc.lock")
 
 ENVIRONMENT = Path("reports/environment.json")  # environment
 
-DIGITS = Path("data/digits")  # sample
+SAMPLE = Path("data/sample")  # sample
 
 MANIFEST = Path("data/manifest.parquet")  # ingest
 ACCIDENTS = Path(".refit/accidents.json")  # ingest, for the flow: what could not be inspected this time
@@ -60,7 +60,7 @@ PROFILE = Path("reports/profile.json")
 
 STAGE_OUTPUTS: dict[str, tuple[Path, ...]] = {
     "environment": (ENVIRONMENT,),
-    "sample": (DIGITS,),
+    "sample": (SAMPLE,),
     "ingest": (MANIFEST, UNPACKED),
     "validate": (ACCEPTED, CROISSANT, REJECTED, VALIDATION_SUMMARY, VALIDATION_REPORT, FINDINGS),
     "fetch": (BASE_WEIGHTS, BASE_CARD),

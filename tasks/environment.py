@@ -8,6 +8,7 @@ the user's. Labels after a `+` (2.14.1+cpu) are left out, so that a laptop does 
 whole truth is in the environment of the model's card.
 """
 
+from collections.abc import Mapping
 from importlib.metadata import version
 
 from refit import modality
@@ -17,7 +18,7 @@ from refit.modality import own
 from refit.params import load_params
 from refit.paths import ENVIRONMENT
 
-_PACKAGES = ("cleanlab", "numpy", "pillow", "scikit-learn", "scipy", "torch", "torchvision")
+_PACKAGES = ("cleanlab", "numpy", "scikit-learn", "scipy", "torch", "torchvision")
 
 
 def main() -> None:
@@ -27,10 +28,14 @@ def main() -> None:
 
 
 def versions(modality_name: str) -> dict[str, str]:
-    """Version by name; `decoders` are those that the modality reads files with."""
-    decoders = modality.files(modality_name).decided_by()
+    """Version by name; `decoders` are what examples are read with, `sample` what the built-in ones come from."""
     packages = {name: version(name).split("+")[0] for name in _PACKAGES}
-    return packages | {"decoders": ", ".join(f"{name} {number}" for name, number in decoders.items())}
+    decoders, sample = modality.files(modality_name).decided_by(), modality.sample(modality_name).decided_by()
+    return packages | {"decoders": _in_words(decoders), "sample": _in_words(sample)}
+
+
+def _in_words(versions: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from refit.params import Checkpoint, Params, load_params, without_credentials
 from refit.progress import say
 from refit.records import as_record, parse_record, publish_record
 
-_EMBEDDED_CARD = Path("base/glyphs.json")  # of the checkpoint that comes with Refit; read for a hint only
+_EMBEDDED_CARDS = Path("base")  # of the checkpoints that come with Refit; read for a hint only
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ def verify(source: Source, checkpoint: Checkpoint, found: str | None = None) -> 
 
 
 def _way_out(checkpoint: Checkpoint) -> str:
-    embedded = json.loads(_EMBEDDED_CARD.read_text())["sha256"] if _EMBEDDED_CARD.is_file() else None
-    if checkpoint.sha256 == embedded and Path(checkpoint.uri).name != _EMBEDDED_CARD.with_suffix(".safetensors").name:
-        return ", which is the embedded checkpoint; set checkpoint.sha256 to null or to that file's digest"
+    embedded = {json.loads(card.read_text())["sha256"]: card.stem for card in sorted(_EMBEDDED_CARDS.glob("*.json"))}
+    if embedded.get(checkpoint.sha256, Path(checkpoint.uri).stem) != Path(checkpoint.uri).stem:
+        return ", which is an embedded checkpoint; set checkpoint.sha256 to null or to that file's digest"
     if checkpoint.uri.startswith("models:/") and "@" in checkpoint.uri:
         return "; the address moves: name the version, or put the new digest there"
     return "; it was changed or damaged. If you meant to change it, put the new one there"

@@ -1,35 +1,25 @@
-"""Stage `sample`: writes the built-in data, 1,797 handwritten digits, as an image folder.
+"""Stage `sample`: writes built-in examples of the modality in use: all can be tried without data and network.
 
-    python -m tasks.sample        -> data/digits/<digit>/<number>.png
-
-The digits come with scikit-learn (Alpaydin and Kaynak 1998, UCI machine learning repository, "Optical
-recognition of handwritten digits": https://archive.ics.uci.edu/dataset/80): 8 x 8 pixels, 17 levels of gray.
+python -m tasks.sample        -> data/sample/     (handwritten digits; docstrings of libraries)
 """
 
 import shutil
 
-import numpy as np
-from PIL import Image
-
+from refit import modality
 from refit.errors import run_stage
 from refit.files import publishing
-from refit.paths import DIGITS
-from refit.progress import say, track
+from refit.params import load_params
+from refit.paths import SAMPLE
+from refit.progress import say
 
 
 def main() -> None:
-    from sklearn.datasets import load_digits
-
-    images, targets = load_digits(return_X_y=True)
-    with publishing(DIGITS) as partial:
+    sample = modality.sample(load_params().data.modality)
+    with publishing(SAMPLE) as partial:
         partial.mkdir()
-        for number, (image, target) in enumerate(track(zip(images, targets, strict=True), "write", len(images))):
-            folder = partial / str(target)
-            folder.mkdir(exist_ok=True)
-            pixels = np.rint(image.reshape(8, 8) * (255 / 16)).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number:04d}.png")
-        shutil.rmtree(DIGITS, ignore_errors=True)
-    say(f"{len(images):,} images in {DIGITS}/")
+        what = sample.write(partial)
+        shutil.rmtree(SAMPLE, ignore_errors=True)
+    say(f"{what} in {SAMPLE}/")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ OWNERS = {
     "fsspec": {"refit.checkpoint.buckets"},
     "jinja2": {"refit.reports.page"},
     "click": {"flows.cli"},
-    "sklearn": {"tasks.sample", "refit.scoring.linear"},
+    "sklearn": {"refit.modality.image", "refit.scoring.linear"},
     "cleanlab": {"refit.data.label_errors"},
 }
 """Who may import a tool: modules, or rooms with all that is in them."""
@@ -234,7 +234,7 @@ def looked_up(name: str) -> set[str]:
     """Our modules that a file reaches without importing them: a modality by its name, a child process by -m."""
     text = ast.unparse(modules()[name]).replace("'", '"')
     parts = re.findall(
-        r"\bmodality\.(files|rules|duplicates|preprocessing|examples|networks|weights|augmentation)\(", text
+        r"\bmodality\.(files|rules|duplicates|preprocessing|examples|networks|weights|augmentation|sample)\(", text
     )
     named = {f"refit.modality.image.{'augment' if part == 'augmentation' else part}" for part in parts}
     return named | set(re.findall(r'"-m", "(refit\.[\w.]+)"', text))

@@ -117,7 +117,7 @@ def test_a_validation_that_ends_before_its_report_says_why(here: Path, monkeypat
         say("Running stage 'validate':")
         raise DataError("data/exceptions.csv: row 1, reason: must not be empty")
 
-    (here / "data/digits").mkdir(parents=True)
+    (here / "data/sample").mkdir(parents=True)
     monkeypatch.setattr(pipeline, "reproduce", broken)
     result = call("validate")
     assert (result.exit_code, result.stderr.count("row 1, reason")) == (DataError.exit_code, 1)
@@ -520,9 +520,9 @@ def test_a_project_may_lie_in_a_folder_of_a_repository(repository: Path, monkeyp
 
 
 def test_data_that_nobody_else_could_get_is_refused(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    owners = {"data/mine": None, "data/digits": "sample", "data/photos": "data/photos.dvc"}
+    owners = {"data/mine": None, "data/sample": "sample", "data/photos": "data/photos.dvc"}
     monkeypatch.setattr(pipeline, "_owner_of", owners.get)
-    pipeline.require_tracked_source("data/digits")
+    pipeline.require_tracked_source("data/sample")
     with pytest.raises(WorkspaceError, match=r"`dvc add data/mine` first"):
         pipeline.require_tracked_source("data/mine")
     (repository / "data" / "photos").mkdir(parents=True)

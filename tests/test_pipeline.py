@@ -129,7 +129,7 @@ def post(api: str, path: str) -> list[dict[str, Any]]:
 
 def test_the_version_on_the_server_predicts(by_flow: tuple[Path, dict[str, str], dict[str, Any]]) -> None:
     folder, env, summary = by_flow
-    image = "data/digits/3/0003.png"
+    image = "data/sample/3/0003.png"
     there = json.loads(
         refit("predict", image, "--model", summary["uri"], "--json", "--probabilities", cwd=folder, env=env)
     )

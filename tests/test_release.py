@@ -187,7 +187,7 @@ def test_the_champion_is_served_as_the_page_says(
 ) -> None:
     """docs/serving.md, command by command, beside modules of the user's with Refit's old names."""
     folder, env, _ = story
-    image = "data/digits/3/0003.png"
+    image = "data/sample/3/0003.png"
     here = json_of(
         "predict", image, "--model", "models:/digits@champion", "--json", "--probabilities", cwd=folder, env=env
     )[0]
@@ -290,7 +290,7 @@ def test_two_releases_answer_in_one_process_each_with_its_own_code(
         (tmp_path / f"{name}.py").write_text("OWNER = 'user'\n")
     env = env | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", BOTH, str(folder / "data/digits/3/0003.png")], cwd=tmp_path, env=env,
+        [sys.executable, "-c", BOTH, str(folder / "data/sample/3/0003.png")], cwd=tmp_path, env=env,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

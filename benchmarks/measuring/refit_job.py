@@ -53,6 +53,7 @@ def feed_of(params: Params, preprocessing: Opaque) -> Feed:
         network_input=partial(networks.network_input, preprocessing=preprocessing),
         augment=partial(augmentation.augment, settings=params.of_modality.finetune),
         num_draws=augmentation.NUM_DRAWS,
+        extents=networks.extents,
     )
 
 
@@ -63,11 +64,13 @@ def job_of(
     feed: Feed,
     num_classes: int,
     seed: int,
+    preprocessing: Opaque = None,
 ) -> Job:
-    """A training from random weights, in fp32, on the CPU; `splits` are train and val."""
+    """A training from random weights, in fp32, on the CPU; `splits` are train and val. `preprocessing` is needed where
+    it says how large the network is."""
     networks, (train, val) = modality.networks(modality_name), splits
     torch.manual_seed(seed)
-    network = networks.build_network(settings.model, num_classes, settings.head_dropout)
+    network = networks.build_network(settings.model, num_classes, settings.head_dropout, preprocessing)
     groups = networks.layer_groups(network, networks.head_parameters(network, num_classes))
     facts = Facts(num_train=len(train), num_classes=num_classes, is_pretrained=True)
     return Job(

@@ -96,6 +96,16 @@ def retrain(deliver: "Deliver | None", as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("modality")
+def use(modality: str) -> None:
+    """Set params.yaml to the built-in examples of MODALITY, image or text; whatever else it says stays."""
+    from refit.params import use as use_sample
+
+    changed = use_sample(modality)
+    click.echo(f"params.yaml: {', '.join(changed)}" if changed else "params.yaml says so already")
+
+
+@main.command()
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option("--reports", type=click.Path(path_type=Path), help="With PATH: where the reports go.")
 @JSON

@@ -1,7 +1,7 @@
 """The one seam where a kind of example plugs in: pictures, texts.
 
 A modality is a folder here, whose name `data.modality` of params.yaml says; the section of that name in params.yaml has
-its settings. It is nine files, each of which keeps a Protocol of `contract.py`:
+its settings. It is ten files, each of which keeps a Protocol of `contract.py`:
 
     settings        what params.yaml may say of it, and the names of its networks
     files        *  from a file to what the manifest says of it
@@ -12,6 +12,7 @@ its settings. It is nine files, each of which keeps a Protocol of `contract.py`:
     networks     *  from arrays to logits
     weights         published weights; the preprocessing of a base checkpoint
     augment         random changes while a network learns
+    sample          built-in examples; sample.yaml beside it is what params.yaml says with them (`refit use`)
 
 `own` beside them is how a network of the user's is found (`finetune.model: package.module:factory`).
 A registered model carries those with a star; all but networks, weights and augment are imported without torch.
@@ -24,7 +25,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from .contract import Augmentation, Duplicates, Examples, Files, Networks, Preprocessing, Rules, Settings, Weights
+    from .contract import (
+        Augmentation,
+        Duplicates,
+        Examples,
+        Files,
+        Networks,
+        Preprocessing,
+        Rules,
+        Sample,
+        Settings,
+        Weights,
+    )
 
 __all__ = [
     "augmentation",
@@ -37,6 +49,7 @@ __all__ = [
     "own",
     "preprocessing",
     "rules",
+    "sample",
     "settings",
     "weights",
 ]
@@ -90,6 +103,11 @@ def weights(name: str) -> "Weights":
 def augmentation(name: str) -> "Augmentation":
     """How its examples are changed while a network learns."""
     return cast("Augmentation", _part(name, "augment"))
+
+
+def sample(name: str) -> "Sample":
+    """Its built-in examples."""
+    return cast("Sample", _part(name, "sample"))
 
 
 def _part(name: str, part: str) -> object:

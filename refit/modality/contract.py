@@ -219,6 +219,15 @@ class Weights(Protocol):
     def read_folder(self, folder: Path, target: Path) -> Described: ...
 
 
+class Sample(Protocol):
+    """`sample.py`. `write` puts examples into an empty folder, laid out as a data source, and says what they are;
+    `decided_by` names what decides them, beside this file."""
+
+    def decided_by(self) -> Mapping[str, str]: ...
+
+    def write(self, folder: Path) -> str: ...
+
+
 class Augmentation(Protocol):
     """`augment.py`. `draws` is (n, NUM_DRAWS) float32, uniform in [0, 1)."""
 

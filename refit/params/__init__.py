@@ -21,6 +21,7 @@ from ..errors import ParamsError
 from ..files import sha256_of_json
 from ..paths import PARAMS
 from .addresses import moves, without_credentials
+from .edit import use
 from .problems import OR_AUTO, contradictions, describe, nearest
 from .sections import (
     SPLITS,
@@ -49,7 +50,7 @@ __all__ = [
     "SPLITS", "STRICT", "Checkpoint", "Count", "Data", "Deploy", "Evaluate", "Finetune", "Flow", "Fraction", "Gate",
     "MinImages", "Params", "Policy", "PolicyOfUnusable", "Register", "Rules", "ShiftSettings", "Suspects", "Validate",
     "as_dict", "as_yaml", "load_params", "modalities", "moves", "public", "pure", "read_yaml", "schema",
-    "training_digest", "without_credentials",
+    "training_digest", "use", "without_credentials",
 ]  # fmt: skip
 
 _ADAPTER = TypeAdapter(Params)

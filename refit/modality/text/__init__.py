@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .. import contract
-    from . import augment, duplicates, examples, files, networks, preprocessing, rules, settings, weights
+    from . import augment, duplicates, examples, files, networks, preprocessing, rules, sample, settings, weights
 
     _SETTINGS: contract.Settings = settings
     _FILES: contract.Files = files
@@ -15,3 +15,4 @@ if TYPE_CHECKING:
     _NETWORKS: contract.Networks = networks
     _WEIGHTS: contract.Weights = weights
     _AUGMENTATION: contract.Augmentation = augment
+    _SAMPLE: contract.Sample = sample
