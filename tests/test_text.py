@@ -1,6 +1,7 @@
 """Texts: what a file is found to be, how it becomes tokens, what reads them, and the whole chain with a tiny BERT."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -17,9 +18,10 @@ from safetensors.torch import load_file
 from refit import paths
 from refit.checkpoint import folder as folders
 from refit.checkpoint import hub
+from refit.data.duplicates import near_duplicates
 from refit.data.sources import list_examples
 from refit.errors import CheckpointError, DataError, ParamsError, WorkspaceError
-from refit.modality.text import augment, examples, files, settings
+from refit.modality.text import augment, duplicates, examples, files, sample, settings
 from refit.modality.text.preprocessing import Preprocessing, read_preprocessing
 from refit.params import Params
 from refit.registry import packaging
@@ -27,7 +29,7 @@ from tasks import fetch
 
 from .conftest import ROOT, change_params
 from .services import clone, dvc, environment, origin, refit, run
-from .texts import BAD, CAUSAL, FAMILIES, GOOD, texts, write_language_model
+from .texts import BAD, CAUSAL, FAMILIES, GOOD, table_of_texts, texts, write_language_model
 
 __all__ = ["origin"]  # a fixture
 
@@ -523,6 +525,60 @@ def test_more_tokens_than_the_network_reads_are_refused(bert: Path) -> None:
     assert weights.read_folder(bert, bert / "out").preprocessing["pooling"] == "mean"  # type: ignore[index]
 
 
+def test_a_network_of_ones_own_cannot_read_texts() -> None:
+    from refit.modality.text import networks
+
+    with pytest.raises(ParamsError, match=r"nets:build` names a network of yours, .* name its family, such as bert"):
+        networks.build_network("nets:build", 2)
+
+
+def shared(one: str, other: str) -> float:
+    """Exactly, what a signature estimates."""
+    runs = [{plain[i : i + 5] for i in range(len(plain) - 4)} for plain in map(plain_of, (one, other))]
+    return len(runs[0] & runs[1]) / len(runs[0] | runs[1])
+
+
+def plain_of(text: str) -> str:
+    return " ".join(files._plain_words(text)).ljust(5)
+
+
+EDITS: dict[str, tuple[Callable[[list[str]], list[str]], float]] = {
+    "in capitals, without signs": (lambda words: re.sub(r"[^\w\s-]", "", " ".join(words)).upper().split(), 0.97),
+    "with a tag around it": (lambda words: ["<p>", *words, "</p>"], 0.97),
+    "a letter changed": (lambda words: [*words[:4], "x" + words[4][1:], *words[5:]], 0.97),
+    "a word left out": (lambda words: [*words[:3], *words[4:]], 0.95),
+    "its end cut off": (lambda words: words[: len(words) * 9 // 10], 0.95),
+    "a sentence added": (lambda words: [*words, "Read", "more."], 0.97),
+}
+"""Of texts of 14 words and more: what is done to a copy, and how many are found at least."""
+
+
+def test_edited_copies_are_found_and_others_are_not() -> None:
+    said = dict.fromkeys(text for text, _ in sample.prose("scikit-learn", "sklearn") if len(text.split()) >= 14)
+    originals = list(said)[:300]
+    signatures = signed(originals)
+    alike = near_duplicates(signatures, duplicates)
+    assert all(shared(originals[one], originals[other]) > 0.55 for one, other in alike)
+    for edit, (change, least) in EDITS.items():
+        copies = signed([" ".join(change(text.split())) for text in originals])
+        pairs = near_duplicates(np.concatenate([signatures, copies]), duplicates)
+        found = {(one, other - len(originals)) for one, other in pairs.tolist()}
+        recall = np.mean([(number, number) in found for number in range(len(originals))])
+        assert recall >= least, edit
+    unlike = signed(["nothing of this kind is said anywhere else", "quite another sentence about the weather of today"])
+    assert len(near_duplicates(np.concatenate([signatures, unlike]), duplicates)) == len(alike)
+
+
+def signed(some: list[str]) -> np.ndarray:
+    return np.stack([np.frombuffer(files.signature_of(text), dtype=np.uint8) for text in some])
+
+
+def test_a_signature_is_the_same_everywhere_and_bounded() -> None:
+    assert files.signature_of("A fine film").hex()[:16] == "376a96756fcd8087"
+    assert files.signature_of("x") != files.signature_of("y")
+    assert len(files.signature_of("a word " * 100_000)) == 2 * files.NUM_HASHES
+
+
 def test_without_the_extra_it_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(WorkspaceError, match=r"texts need the extra `text` of Refit: `uv pip install .*\[text\]'`"):
@@ -542,9 +598,10 @@ def test_nothing_outside_of_the_room_knows_texts() -> None:
 def test_a_table_of_texts_is_judged_by_a_projects_rules(project: Path) -> None:
     from flows.cli.folder import validate_folder
 
-    changes = {"data.modality": "text", "finetune.model": "bert", "gate.slices": ["length", "script"]}
-    change_params(project / "params.yaml", changes)
-    texts = [(f"text number {number} of {label}", label) for number in range(60) for label in ("good", "bad")]
-    pd.DataFrame([*texts, ("", "good")], columns=["text", "label"]).to_csv(project / "t.csv", index=False)
-    summary = validate_folder(project / "t.csv", project, project / "reports")
-    assert (summary.num_examples, summary.num_accepted, set(summary.rules)) == (121, 120, {"empty"})
+    summary = validate_folder(table_of_texts(project), project, project / "reports")
+    counts = {name: (rule.policy, rule.count) for name, rule in summary.rules.items()}
+    assert counts == {"empty": ("reject", 1), "script": ("warn", 1), "leak": ("reject", 1)}
+    assert (summary.num_examples, summary.num_accepted) == (243, 241)
+    rejected = pd.read_csv(project / "reports/rejected.csv").set_index("rule")
+    assert "leak: a near-duplicate of test" in rejected.loc["leak", "reason"]
+    assert rejected.loc["leak", "twin"].endswith("00000011.txt")

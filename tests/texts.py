@@ -1,8 +1,12 @@
 """Tiny language models with random weights, as folders of `transformers`, and texts of two classes. Imports torch."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+
+from .conftest import change_params
 
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "max_position_embeddings": 40}
 FAMILIES: dict[str, dict[str, object]] = {
@@ -59,3 +63,20 @@ def write_language_model(folder: Path, family: str) -> Path:
     kind.from_config(config).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def unlike(number: int) -> str:
+    """Letters that no other text has."""
+    return " ".join(hashlib.sha256(f"{number}/{word}".encode()).hexdigest()[:7] for word in range(8))
+
+
+def table_of_texts(project: Path) -> Path:
+    """A table with an empty text, one in Cyrillic letters, and one to train on that is nearly one of the test."""
+    changes = {"data.modality": "text", "data.source": "t.csv", "finetune.model": "bert", "gate.slices": ["length"]}
+    change_params(project / "params.yaml", changes)
+    splits = ["train"] * 4 + ["val", "test"]
+    rows = [(unlike(number), "good" if number % 2 else "bad", splits[number // 2 % 6]) for number in range(240)]
+    tested = next(text for text, _, split in rows if split == "test")
+    rows += [("", "good", "test"), ("совсем другая история", "good", "train"), (f"{tested}, again!", "bad", "train")]
+    pd.DataFrame(rows, columns=["text", "label", "split"]).to_csv(project / "t.csv", index=False)
+    return project / "t.csv"

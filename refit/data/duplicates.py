@@ -82,7 +82,9 @@ def _candidates(signatures: np.ndarray, kind: Duplicates) -> Iterator[np.ndarray
     index, everyone = Index(whole), np.arange(len(whole))
     num_like = np.zeros(len(whole), dtype=np.int64)
     for view in whole_ones:
-        of_view = kind.hashes_of(signatures, (view,))[:, 0]
+        of_view = np.ascontiguousarray(kind.hashes_of(signatures, (view,))[:, 0])
+        if kind.IS_BY_VIEW:
+            whole, index = of_view, Index(of_view)
         for piece in _found(index, whole, of_view, everyone, view, kind.RADII[view]):
             num_like += np.bincount(piece[:, 0], minlength=len(whole))
             yield piece
@@ -106,9 +108,7 @@ def _found(
 def _nearest(pieces: Iterator[np.ndarray], num_examples: int) -> np.ndarray:
     """Of each pair the nearest find, and of each example the nearest pairs; reduced on the way, to hold few at once."""
     held, count = [np.empty((0, 4), dtype=np.int32)], 0
-    limits = np.full(
-        num_examples, 65, dtype=np.int32
-    )  # the distance of the last that each keeps: none as far is needed
+    limits = np.full(num_examples, 65, dtype=np.int32)  # the distance of the last that each keeps: none as far counts
     for piece in pieces:
         is_near = (piece[:, 3] < limits[piece[:, 0]]) | (piece[:, 3] < limits[piece[:, 1]])
         held.append(piece[is_near])

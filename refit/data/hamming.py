@@ -27,7 +27,8 @@ class Index:
 
     def within(self, queries: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pieces of pairs (number of the query, position in the index), each (k,) int64. A pair may come four times."""
-        for quarter, values in zip(self._quarters, _quarters(queries), strict=True):
+        looked_at = _QUARTERS if radius else 1  # of equal hashes each quarter is equal
+        for quarter, values in list(zip(self._quarters, _quarters(queries), strict=True))[:looked_at]:
             for numbers, positions in quarter.near(values, radius // _QUARTERS):
                 near = np.bitwise_count(queries[numbers] ^ self._hashes[positions]) <= radius
                 yield numbers[near], positions[near]

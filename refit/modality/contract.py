@@ -135,11 +135,13 @@ class Rules(Protocol):
 class Duplicates(Protocol):
     """`duplicates.py`: how near-duplicates are told; `refit/data/duplicates.py` searches. An example has a hash of 64
     bits for each view of it, first of all as it is. It is a candidate where one of them is within that view's radius
-    (at most 11 bits) of the first hash of another. `same` has the last word, on (k, 3 or more) rows of two examples
-    and the view of the first."""
+    (at most 11 bits) of the first hash of another; or, `IS_BY_VIEW`, of the hash of the same view of another. `same`
+    has the last word, on (k, 3 or more) rows of two examples and the view of the first."""
 
     @property
     def RADII(self) -> tuple[int, ...]: ...  # noqa: N802
+    @property
+    def IS_BY_VIEW(self) -> bool: ...  # noqa: N802
 
     def hashes_of(self, signatures: "np.ndarray", views: Sequence[int]) -> "np.ndarray": ...
 

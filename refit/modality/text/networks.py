@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, ParamsError
+from .. import own
 from ..contract import LayerGroup
 from .examples import NOTHING
 from .preprocessing import CAUSAL, Preprocessing, transformers_config
@@ -63,6 +64,11 @@ def build_network(
         CheckpointError: its config.json describes no such network.
         WorkspaceError: the extra `text` is not installed.
     """
+    if own.is_own(architecture):
+        raise ParamsError(
+            f"`finetune.model: {architecture}` names a network of yours, which cannot read texts: how large a network "
+            "is, and its tokenizer, come with the checkpoint; name its family, such as bert"
+        )
     if preprocessing is None:
         raise ParamsError(
             "the base checkpoint does not say how large its network is; name a folder of a language model"

@@ -1,5 +1,6 @@
 """Which texts are good enough to train on."""
 
+import pandas as pd
 import pandera.pandas as pa
 
 from .files import LENGTHS
@@ -29,6 +30,13 @@ def row_columns(settings: Validate) -> dict[str, pa.Column]:
             "int64", pa.Check.le(settings.max_control_characters, error="control_characters: control characters")
         ),
     }
+    columns["script"] = pa.Column(str, pa.Check(_is_usual, error="script: other letters than most texts have"))
     if tags is not None:
         columns["html_tags"] = pa.Column("int64", pa.Check.le(tags, error="html: remains of HTML"))
     return columns
+
+
+def _is_usual(scripts: pd.Series) -> pd.Series:
+    """Whether each text has the script of most; one without letters has no other."""
+    counts = scripts[scripts != "none"].value_counts()
+    return scripts.isin(["none", *counts.index[:1]])

@@ -41,6 +41,7 @@ class Rules:
     encoding: Annotated[PolicyOfUnusable, Field(description="not UTF-8, or UTF-8 that was misread and saved again")]
     length: Annotated[Policy, Field(description="words outside `text.validate.min_words` to `max_words`")]
     control_characters: Annotated[Policy, Field(description="more than `text.validate.max_control_characters`")]
+    script: Annotated[Policy, Field(description="other letters than most texts have, such as Cyrillic among Latin")]
     html: Annotated[Policy, Field(description="more remains of pages than `text.validate.max_html_tags`")]
 
 

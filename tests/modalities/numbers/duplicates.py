@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 RADII = (0,)
+IS_BY_VIEW = False
 
 
 def hashes_of(signatures: np.ndarray, views: Sequence[int]) -> np.ndarray:
