@@ -123,12 +123,13 @@ def _of_single_rows(manifest: pd.DataFrame, params: Params) -> pd.DataFrame:
     is_retired = manifest["label"].isin(params.validate.retired_labels)
     unusable = manifest[~is_retired & manifest["error"].notna()]
     rest = manifest[~is_retired & manifest["error"].isna()]
-    columns = modality.rules(params.data.modality).row_columns(params.of_modality.validate)
+    of_modality = modality.rules(params.data.modality)
+    columns = of_modality.row_columns(params.of_modality.validate)
     return all_of(
         [
             found(RETIRED, pd.Series(rules_of(params)[RETIRED].about, index=manifest.index[is_retired], dtype="str")),
             found("unreadable", unusable["error"]).assign(rule=unusable["rule"].to_numpy()),
-            broken(rest, row_schema(params.validate, columns)),
+            broken(of_modality.derived(rest), row_schema(params.validate, columns)),
         ]
     )
 

@@ -48,6 +48,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
         "brightness": 120.0,
         "contrast": 40.0,
         "sharpness": 30.0,
+        "profile": "",
         "warnings": "",
         "group": "",
         "signature": b"",

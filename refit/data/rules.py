@@ -132,8 +132,15 @@ def broken(rows: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.DataFrame:
     except SchemaErrors as error:
         cases = error.failure_cases.dropna(subset="index")
         said = cases["check"].str.partition(": ")
-        value = cases["column"] + " is " + cases["failure_case"].astype(str)
-        reason = (said[2] + ": " + value).mask(cases["failure_case"].astype(str) == "", said[2])
+        value = cases["failure_case"].map(_shown)
+        reason = (said[2] + ": " + cases["column"] + " is " + value).mask(value == "", said[2])
         table = pd.DataFrame({"row": cases["index"], "rule": said[0], "reason": reason, "twin": ""})
         return table.sort_values("row", kind="stable", ignore_index=True).astype(FINDINGS)
     return all_of([])
+
+
+def _shown(value: object) -> str:
+    """A number of a column of integers comes as 3.0 where another column has fractions."""
+    if not isinstance(value, float):
+        return str(value)
+    return str(int(value)) if value.is_integer() else f"{value:.6g}"

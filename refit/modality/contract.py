@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     import pandera.pandas as pa
     from _typeshed import DataclassInstance
     from torch import Tensor, nn
@@ -124,10 +125,13 @@ class Files(Protocol):
 
 
 class Rules(Protocol):
-    """`rules.py`: columns that the manifest must have, and columns that a good row must have. The `error` of a check of
-    the latter is `<rule>: <what is wrong>`, with the name of one of the settings' `rules`."""
+    """`rules.py`: columns that the manifest must have, and columns that a good row must have; `derived` adds those that
+    follow from several others. The `error` of a check of a good row is `<rule>: <what is wrong>`, with the name of one
+    of the settings' `rules`."""
 
     def manifest_columns(self) -> "dict[str, pa.Column]": ...
+
+    def derived(self, rows: "pd.DataFrame") -> "pd.DataFrame": ...
 
     def row_columns(self, settings: Opaque) -> "dict[str, pa.Column]": ...
 

@@ -14,10 +14,11 @@ import re
 import stat
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, ImageStat, UnidentifiedImageError, features
+from PIL import Image, ImageCms, ImageOps, ImageStat, TiffImagePlugin, UnidentifiedImageError, features
 
 from ..contract import Inspection, UnusableError
 
@@ -50,6 +51,9 @@ _SHOWN_SIDE, _SIDE_OF_TINY = 144, 48  # pixels, on a page
 _MEASURED_SIDE = 512  # brightness, contrast and sharpness are those of the picture at this size
 _CODECS = ("pil", "jpg", "libjpeg_turbo", "zlib", "zlib_ng", "webp", "libtiff", "avif", "littlecms2")
 """What decodes FORMATS and converts colours, in Pillow's names."""
+_LIKE_SRGB = (
+    16  # of 255: the largest difference of a colour; that of gray with gamma 2.2 is 7, of Display P3 more than 40
+)
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -65,6 +69,7 @@ class ImageInspection(Inspection):
     brightness: float = 0.0  # mean of gray, 0 to 255
     contrast: float = 0.0  # standard deviation of gray
     sharpness: float = 0.0  # standard deviation of the Laplacian of gray
+    profile: str = ""  # of its colours, where they would look different as sRGB, as which they are read
     warnings: str = ""  # of the decoder, and what it could only guess
 
 
@@ -116,6 +121,7 @@ def decode(content: bytes, least_side: int | None = None) -> Image.Image:
             upright = ImageOps.exif_transpose(image)
             upright.format = _format_of(image)
             _refuse_unfinished_runs(image, content)
+            _refuse_missing_strips(image, content)
             return upright
     except UnidentifiedImageError:
         raise _not_an_image(content) from None
@@ -149,6 +155,28 @@ def _refuse_unfinished_runs(image: Image.Image, content: bytes) -> None:
     """Pillow fills up what a run-length coded BMP lacks with black."""
     if image.format == "BMP" and image.info.get("compression") in (1, 2) and b"\0\1" not in content[-5:]:
         raise UnusableError("damaged", "damaged image: image file is truncated")
+
+
+def _refuse_missing_strips(image: Image.Image, content: bytes) -> None:
+    """Pillow leaves black what no strip (or tile) of a TIFF covers, and libtiff trusts their sizes."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    tags = image.tag_v2
+    width, height = tags[256], tags[257]
+    is_tiled = 324 in tags
+    begins, lengths = (_numbers(tags.get(tag, ())) for tag in ((324, 325) if is_tiled else (273, 279)))
+    if any(begin + length > len(content) for begin, length in zip(begins, lengths, strict=False)):
+        raise UnusableError("damaged", "damaged image: image file is truncated")
+    across, down = (tags[322], tags[323]) if is_tiled else (width, tags.get(278, height))
+    num_planes = tags.get(277, 1) if tags.get(284, 1) == 2 else 1
+    num_bytes = height * (width * sum(_numbers(tags.get(258, 1))) // 8)
+    is_short = tags.get(259, 1) == 1 and lengths and sum(lengths) < num_bytes  # not compressed
+    if is_short or len(begins) < num_planes * -(-height // down) * -(-width // across):
+        raise UnusableError("damaged", "damaged image: parts of it are missing")
+
+
+def _numbers(value: object) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (int(str(value)),)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -205,6 +233,7 @@ def inspect(path: Path) -> ImageInspection:
         brightness=brightness,
         contrast=contrast,
         sharpness=sharpness,
+        profile=_profile(image),
         warnings="; ".join(dict.fromkeys([*(_one_line(warning.message) for warning in said), *_guesses(image)])),
         signature=_signature(rgb),
     )
@@ -238,6 +267,29 @@ def _guesses(image: Image.Image) -> list[str]:
     if image.mode == "CMYK" and not image.info.get("icc_profile"):
         return ["CMYK without a profile: the colours are a guess"]
     return ["16 bits of gray, of which the upper 8 are used"] if image.mode in _SIXTEEN_BITS else []
+
+
+def _profile(image: Image.Image) -> str:
+    """The name of a colour profile that is not much like sRGB. (That of inks is applied.)"""
+    icc = image.info.get("icc_profile")
+    if not icc or image.mode == "CMYK":
+        return ""
+    return _name_if_unlike(icc, "L" if image.mode in ("1", "L", "LA", *_SIXTEEN_BITS) else "RGB")
+
+
+@lru_cache(maxsize=64)  # a camera has one
+def _name_if_unlike(icc: bytes, mode: str) -> str:
+    levels = np.linspace(0, 255, 6).astype(np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(36, 6, 3)
+    swatch = Image.fromarray(colours if mode == "RGB" else colours[:, :, 0].copy())
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        seen = ImageCms.profileToProfile(swatch, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        name = ImageCms.getProfileDescription(profile)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return "one that cannot be read"
+    difference = np.abs(np.asarray(seen, dtype=int) - np.asarray(swatch.convert("RGB"), dtype=int)).max()
+    return "" if difference <= _LIKE_SRGB else "".join(filter(str.isprintable, name)).strip()[:60] or "without a name"
 
 
 def _measures(rgb: Image.Image) -> tuple[float, float, float]:
@@ -279,7 +331,8 @@ def _not_an_image(content: bytes) -> UnusableError:
         return UnusableError("not_image", f"a HEIC photo, which needs pillow-heif; {way_out}")
     if not content.strip(b"\0"):
         return UnusableError("damaged", "damaged image: nothing but zeros")
-    return UnusableError("not_image", f"not an image ({_looks_like(content)})")
+    has_header = content[:4].lower().startswith(_MAGIC)
+    return UnusableError("damaged" if has_header else "not_image", f"not an image ({_looks_like(content)})")
 
 
 def _looks_like(content: bytes) -> str:
@@ -288,6 +341,9 @@ def _looks_like(content: bytes) -> str:
         return "HTML or XML: a page saved as a picture"
     if start.startswith(b"<"):
         return "HTML or XML"
+    for known, name in _OTHERS.items():
+        if start.startswith(known):
+            return name
     if start.startswith(_MAGIC):
         return "its header is there, what follows is damaged"
     try:
@@ -297,5 +353,6 @@ def _looks_like(content: bytes) -> str:
     return "text"
 
 
+_OTHERS = {b"pk\3\4": "a zip archive", b"%pdf": "a PDF", b"\x1f\x8b": "a gzip file", b"{": "JSON or text"}
 _MAGIC = (b"\xff\xd8\xff", b"\x89png", b"riff", b"gif8", b"ii*\0", b"mm\0*", b"bm")
 """How FORMATS begin, in lower case."""

@@ -1,8 +1,22 @@
 """Which pictures are good enough to train on."""
 
+import pandas as pd
 import pandera.pandas as pa
 
 from .settings import Validate
+
+_ENDINGS = {
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif", "jif"),
+    "PNG": ("png", "apng"),
+    "WEBP": ("webp",),
+    "BMP": ("bmp", "dib"),
+    "GIF": ("gif",),
+    "TIFF": ("tif", "tiff"),
+    "PPM": ("ppm", "pgm", "pbm", "pnm"),
+    "AVIF": ("avif",),
+    "HEIF": ("heic", "heif", "hif"),
+}
+_FORMAT_OF = {ending: name for name, endings in _ENDINGS.items() for ending in endings}
 
 
 def manifest_columns() -> dict[str, pa.Column]:
@@ -16,8 +30,19 @@ def manifest_columns() -> dict[str, pa.Column]:
         "brightness": pa.Column("float64"),
         "contrast": pa.Column("float64"),
         "sharpness": pa.Column("float64"),
+        "profile": pa.Column(str),
         "warnings": pa.Column(str),
     }
+
+
+def derived(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with `aspect` (long side by short side) and `ending` (that of the name, if it is another format's)."""
+    sides = rows[["width", "height"]]
+    ending = rows["path"].str.rsplit("/", n=1).str[-1].str.lower().str.extract(r"\.(\w+)$", expand=False).fillna("")
+    named = ending.map(_FORMAT_OF)
+    is_other = named.notna() & (named != rows["format"])
+    said = "." + ending + " of a " + rows["format"]
+    return rows.assign(aspect=sides.max(axis=1) / sides.min(axis=1), ending=said.where(is_other, ""))
 
 
 def row_columns(settings: Validate) -> dict[str, pa.Column]:
@@ -34,6 +59,9 @@ def row_columns(settings: Validate) -> dict[str, pa.Column]:
         ),
         "sharpness": pa.Column("float64", pa.Check.ge(settings.min_sharpness, error="blurred: hardly any edges")),
         "warnings": pa.Column(str, pa.Check.eq("", error="decoder: read with a warning")),
+        "profile": pa.Column(str, pa.Check.eq("", error="profile: colours in another space are read as sRGB")),
+        "ending": pa.Column(str, pa.Check.eq("", error="ending: named as another format")),
+        "aspect": pa.Column("float64", pa.Check.le(settings.max_aspect, error="aspect: very long and narrow")),
         "width": pa.Column("int64", side),
         "height": pa.Column("int64", side),
         "mode": pa.Column(str, modes),

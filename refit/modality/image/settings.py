@@ -50,6 +50,9 @@ class Rules:
     bright: Annotated[Policy, Field(description="brighter than `image.validate.max_brightness`")]
     blurred: Annotated[Policy, Field(description="less sharp than `image.validate.min_sharpness`")]
     decoder: Annotated[Policy, Field(description="the decoder warned, or had to guess")]
+    profile: Annotated[Policy, Field(description="a colour profile other than sRGB, which is not applied")]
+    ending: Annotated[Policy, Field(description="the name's ending is that of another format")]
+    aspect: Annotated[Policy, Field(description="longer than `image.validate.max_aspect` times its width")]
     side: Annotated[Policy, Field(description="a side outside `image.validate.min_side` to `max_side`")]
     mode: Annotated[Policy, Field(description="pixel format is not one of `image.validate.modes`")]
 
@@ -62,6 +65,7 @@ class Validate:
 
     min_side: Annotated[Count, Field(description="Smallest allowed width and height, in pixels.")]
     max_side: Annotated[Count, Field(description="Largest allowed width and height, in pixels.")]
+    max_aspect: Annotated[float, Field(ge=1.0, description="Long side by short side; above 50 it is never read.")]
     min_contrast: Annotated[float, Field(ge=0.0, description="Standard deviation of gray, of 255.")]
     min_brightness: Annotated[float, Field(ge=0.0, le=255.0, description="Mean of gray.")]
     max_brightness: Annotated[float, Field(ge=0.0, le=255.0, description="Mean of gray.")]

@@ -19,6 +19,11 @@ def manifest_columns() -> dict[str, pa.Column]:
     }
 
 
+def derived(rows: pd.DataFrame) -> pd.DataFrame:
+    """Nothing follows from several columns."""
+    return rows
+
+
 def row_columns(settings: Validate) -> dict[str, pa.Column]:
     """The rules of the section `text.validate` of params.yaml."""
     low, high, tags = settings.min_words, settings.max_words, settings.max_html_tags
