@@ -1,13 +1,14 @@
-"""Preparing data on several machines: the inspection of images, fanned out on a Prefect task runner.
+"""Preparing data on several machines: the inspection of examples, fanned out on a Prefect task runner.
 
     prepare("dask")                          a cluster of processes on this machine
-    prepare("dask:tcp://scheduler:8786")     a Dask cluster; its workers must see the data under the same path
+    prepare("dask:tcp://scheduler:8786")     a Dask cluster; its workers must see the project under the same path
     prepare("ray:ray://head:10001")          a Ray cluster, the same way
 
 It fills the store of `refit/data/inspection.py`; the stage `ingest`, which runs afterwards as always, then finds that
-every picture is known. So the result cannot differ from the one of a single machine.
+every example is known. So the result cannot differ from the one of a single machine.
 """
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import TaskRunner
 
-from refit.data.inspection import CHUNK, inspect_some, recall, remember
+from refit import modality
+from refit.data.inspection import CHUNK, STORE, inspect_some, recall, remember
 from refit.data.sources import Example, list_examples
 from refit.errors import ParamsError
 from refit.modality.contract import Inspection
@@ -24,7 +26,7 @@ from refit.params import load_params
 
 
 def prepare(runner: str) -> None:
-    """Inspect all images of `data.source` on a cluster.
+    """Inspect all examples of `data.source` on a cluster.
 
     Raises:
         ParamsError: the runner is unknown, or its package is not installed.
@@ -35,16 +37,16 @@ def prepare(runner: str) -> None:
 @flow(name="prepare", persist_result=False)
 def _inspect_on_cluster() -> None:
     data = load_params().data
-    source = Path(data.source)
-    if source.is_file() and source.suffix.lower() not in (".csv", ".parquet"):
-        get_run_logger().info("%s is an archive: its images are unpacked and inspected by the stage itself", source)
-        return
-    examples = [example for example in list_examples(source, source) if example.error is None]
-    chunks = [examples[start : start + CHUNK] for start in range(0, len(examples), CHUNK)]
-    futures = [_inspect_chunk.submit(chunk, data.modality) for chunk in chunks]
-    found = [inspection for future in futures for inspection in future.result()]
+    column = modality.files(data.modality).COLUMN
+    STORE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=STORE.absolute()) as folder:  # of an archive, and of a table that holds them
+        listed = list_examples(Path(data.source), Path(folder, "unpacked"), column)
+        examples = [example for example in listed if example.error is None]
+        chunks = [examples[start : start + CHUNK] for start in range(0, len(examples), CHUNK)]
+        futures = [_inspect_chunk.submit(chunk, data.modality) for chunk in chunks]
+        found = [inspection for future in futures for inspection in future.result()]
     remember([*recall(data.modality).values(), *found], data.modality)
-    get_run_logger().info("%s images inspected in %s tasks", len(found), len(futures))
+    get_run_logger().info("%s examples inspected in %s tasks", len(found), len(futures))
 
 
 @task(task_run_name="inspect", cache_policy=NO_CACHE, persist_result=False, retries=2)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from refit import paths
+from refit import modality, paths
 from refit.errors import EvidenceError, WorkspaceError
 from refit.files import sha256_of_file
 from refit.gate import evidence
@@ -115,10 +115,13 @@ def environment_differences(bundle: Bundle) -> dict[str, tuple[object, object]]:
     """Name -> (then, here) of what has to be equal for equal bits. What was not recorded then is not compared."""
     from refit.training.determinism import be_deterministic, environment
 
-    settings, recorded = bundle.params["finetune"], bundle.environment
+    settings, data, recorded = bundle.params["finetune"], bundle.params["data"], bundle.environment
     assert isinstance(settings, Mapping)
+    assert isinstance(data, Mapping)
     device = be_deterministic(recorded.num_threads, "auto" if settings["device"] == "cuda" else settings["device"])
-    found = dataclasses.replace(environment(device, recorded.precision), stopped_after=recorded.stopped_after)
+    packages = modality.examples(data["modality"]).REQUIRES
+    made_in = environment(device, recorded.precision, packages)
+    found = dataclasses.replace(made_in, stopped_after=recorded.stopped_after)
     then, here = dataclasses.asdict(recorded), dataclasses.asdict(found)
     if recorded.processor is None:
         here["processor"] = None  # nobody wrote it down then

@@ -67,7 +67,8 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     )
     plan = make_plan(facts, groups, settings)
     sample = _try_out(network, len(classes), train, feed, plan.batch_size, device, settings.model, name)
-    machine = dataclasses.replace(environment(device), num_threads=0)
+    packages = modality.examples(name).REQUIRES
+    machine = dataclasses.replace(environment(device, packages=packages), num_threads=0)
     # One answer for all processes: each would have a probe of its own.
     learns = any(phase.first_group == 0 for phase in plan.phases)
     chosen = choose_arithmetic(network, sample, settings, learns, as_plain(machine)) if ranks.is_first else None
@@ -75,7 +76,7 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     assert told is not None
     arithmetic = parse_record(told, Arithmetic, WorkspaceError, "the first process")
     torch.set_num_threads(arithmetic.num_threads)
-    made_in = environment(device, arithmetic.precision)
+    made_in = environment(device, arithmetic.precision, packages)
     job = Job(
         network=network,
         groups=groups,

@@ -30,6 +30,7 @@ from .conftest import ROOT, change_params, write_image_folder
 from .services import environment, prefect_api, refit, run
 from .test_promote import candidate, champion, passing
 from .test_validate import manifest
+from .texts import table_of_texts
 
 __all__ = ["passing", "prefect_api"]
 
@@ -395,11 +396,23 @@ def test_a_cluster_gives_the_same_manifest(env: dict[str, str], project: Path) -
     code = "from flows.prepare import prepare\nif __name__ == '__main__': prepare('dask')\n"
     (project / "cluster.py").write_text(code)
     said = run(sys.executable, "cluster.py", cwd=project, env=env)
-    assert "161 images inspected in 3 tasks" in said
+    assert "161 examples inspected in 3 tasks" in said
     said = run(sys.executable, "-m", "tasks.ingest", cwd=project, env=env)
     assert "160 of 161 known by their content" in said
     assert "decode: 1 done" in said, "a failure may have been an accident"
     assert (project / "data" / "manifest.parquet").read_bytes() == alone
+
+
+def test_a_cluster_inspects_the_texts_of_a_table(env: dict[str, str], project: Path) -> None:
+    """By Dask workers, then by the stage, which finds that it knows them."""
+    table_of_texts(project)
+    env = env | {"PYTHONPATH": str(ROOT)}
+    code = "from flows.prepare import prepare\nif __name__ == '__main__': prepare('dask')\n"
+    (project / "cluster.py").write_text(code)
+    assert "243 examples inspected in 4 tasks" in run(sys.executable, "cluster.py", cwd=project, env=env)
+    said = run(sys.executable, "-m", "tasks.ingest", cwd=project, env=env)
+    assert "242 of 243 known by their content" in said
+    assert not [path for path in (project / ".refit/inspections").iterdir() if path.is_dir()]
 
 
 def test_a_runner_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ class Environment:
     cudnn: str | None = None
     processor: str | None = None  # and its own bf16
     precision: Literal["fp32", "bf16"] | None = None  # of the training's big products
+    libraries: tuple[str, ...] = ()  # others that the modality reads its examples with, and their versions
     stopped_after: int | None = None  # epochs, of a training whose `finetune.max_minutes` were over
 
 

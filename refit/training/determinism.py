@@ -5,6 +5,7 @@ So neither the order of batches, nor the number of loader workers, nor an interr
 a resume has no random state to restore.
 """
 
+import dataclasses
 import hashlib
 import os
 import platform
@@ -84,12 +85,20 @@ def be_deterministic(num_threads: int, device: str) -> "torch.device":
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def environment(device: "torch.device", precision: Precision | None = None) -> Environment:
-    """The environment class of what is made here; `precision`: of a training."""
+def environment(
+    device: "torch.device", precision: Precision | None = None, packages: Sequence[str] = ()
+) -> Environment:
+    """The environment class of what is made here.
+
+    Args:
+        precision: of a training.
+        packages: what examples are read with, beside what all trainings need.
+    """
     import torch
     from PIL import features
 
     on_gpu = device.type == "cuda"
+    others = sorted(set(packages) - {field.name for field in dataclasses.fields(Environment)})
     return Environment(
         python=platform.python_version(),
         machine=platform.machine(),
@@ -103,6 +112,7 @@ def environment(device: "torch.device", precision: Precision | None = None) -> E
         numpy=version("numpy"),
         pillow=version("pillow"),
         libjpeg=features.version("libjpeg_turbo") or features.version("jpg"),
+        libraries=tuple(f"{name} {version(name)}" for name in others),
         cuda=torch.version.cuda if on_gpu else None,
         cudnn=str(torch.backends.cudnn.version()) if on_gpu else None,  # type: ignore[no-untyped-call]
     )
