@@ -11,11 +11,11 @@ import pandas as pd
 from refit.errors import DataError
 
 TABLES = {"train": ("train.csv",), "val": ("val.csv", "dev.csv"), "test": ("test.csv",)}
-MOST_JUDGED = 600  # of val, and of test: scoring is not what is measured
+MOST_JUDGED = {"val": 200, "test": 600}
 
 
 def lay_out(source: Path, target: Path, num_texts: int | None) -> None:
-    """`num_texts` to train on, the same each time; at most MOST_JUDGED to judge by.
+    """`num_texts` to train on, the same each time; at most MOST_JUDGED of the others.
 
     Raises:
         DataError: a table is missing, or has other columns.
@@ -30,5 +30,5 @@ def lay_out(source: Path, target: Path, num_texts: int | None) -> None:
             raise DataError(f"{file} has the columns {', '.join(table.columns)}; expected text and label")
         table = table[["text", "label"]].drop_duplicates("text")
         order = table["text"].map(lambda text: hashlib.sha256(text.encode()).hexdigest()).sort_values().index
-        most = (num_texts or len(table)) if split == "train" else MOST_JUDGED
+        most = MOST_JUDGED.get(split, num_texts or len(table))
         table.loc[order[:most]].to_csv(target / f"{split}.csv", index=False)
