@@ -85,14 +85,16 @@ class Team:
     def api(self, path: str, **body: Any) -> Any:
         content = json.dumps(body).encode()
         request = Request(f"{self.env['PREFECT_API_URL']}/{path}", content, {"Content-Type": "application/json"})
-        for seconds in (1, 2, 4, 8, None):  # a server whose database is busy says 503: Prefect's own client asks again
+        waits = iter((1, 2, 4, 8))  # a server whose database is busy says 503: Prefect's own client asks again, too
+        while True:
             try:
                 with urlopen(request, timeout=30) as answer:
                     return json.load(answer)
             except HTTPError as error:
+                seconds = next(waits, None)
                 if error.code != 503 or seconds is None:
                     raise
-                time.sleep(seconds)
+            time.sleep(seconds)
 
     def runs(self, flow: str) -> list[dict[str, Any]]:
         found = self.api("flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="START_TIME_ASC", limit=100)
