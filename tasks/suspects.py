@@ -116,18 +116,19 @@ def _predicted(test: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
 def _judged(
     what: str, examples: pd.DataFrame, probabilities: np.ndarray, accepted: pd.DataFrame, classes: Sequence[str]
 ) -> tuple[Asked, pd.DataFrame]:
-    """How well the judge knows these examples, and whose labels it doubts."""
+    """How well the judge knows these examples, and whose labels it doubts. One who only guesses is not heard."""
     given = _codes(examples, classes)
-    found = suspects(given, probabilities)
+    agreement = float((probabilities.argmax(axis=1) == given).mean())
+    is_heard = agreement > np.bincount(given).max() / len(given)
+    found = suspects(given, probabilities) if is_heard else suspects(given[:0], probabilities[:0])
     doubted = examples.iloc[found["row"].to_numpy()].reset_index(drop=True)
     table = doubted[["path", "sha256", "split"]].assign(
         given=doubted["label"],
         suggested=np.array(classes, dtype=object)[found["suggested"].to_numpy()],
         score=found["score"].round(4),
     )
-    agreement = float((probabilities.argmax(axis=1) == given).mean())
     of = int(accepted["split"].isin(examples["split"].unique()).sum())
-    return Asked(what, len(examples), of, agreement), table
+    return Asked(what, len(examples), of, agreement, bool(is_heard)), table
 
 
 def _publish_features(rows: np.ndarray | None, learnt: pd.DataFrame, source: str) -> None:

@@ -76,7 +76,7 @@ def test_a_promotion_is_a_copy_that_carries_its_evidence(passing: Path) -> None:
         assert files[name] == case.bundle.model_files[name]
     assert {path for path in files if path.startswith("refit/")} == {
         "refit/evidence.json", "refit/golden.json", "refit/images.csv", "refit/comparison.html", "refit/files.json",
-        "refit/history.csv",
+        "refit/history.csv", "refit/profile.json",
     }  # fmt: skip
     assert promote.released("1").bundle == case.bundle
 

@@ -122,6 +122,16 @@ def test_of_a_large_set_a_part_is_looked_at(trained: Path) -> None:
     assert "data:image" not in page
 
 
+def test_who_only_guesses_is_not_heard(trained: Path) -> None:
+    from tasks import suspects as stage
+
+    predictions = pd.read_parquet(paths.PREDICTIONS)
+    predictions.assign(**{"p:cat": 0.9, "p:dog": 0.1}).to_parquet(paths.PREDICTIONS)
+    stage.main()
+    assert "test" not in set(listed()["split"])
+    assert "a guess: not heard" in paths.LABEL_SUSPECTS_REPORT.read_text()
+
+
 def test_where_the_network_cannot_be_cut_only_the_test_is_looked_at(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

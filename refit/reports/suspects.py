@@ -27,6 +27,7 @@ class Asked:
     count: int
     of: int
     agreement: float  # share of the labels that it gives too
+    is_heard: bool  # not where it does no better than who always says the most frequent class
 
 
 @dataclass(frozen=True)
