@@ -2,9 +2,12 @@
 Deterministic."""
 
 import io
+import os
+import socket
 import struct
 import zlib
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,3 +131,38 @@ def seeds() -> dict[str, tuple[bytes, str]]:
     found["zip.jpg"] = b"PK\3\4" + bytes(60), "not_image: a zip archive"
     found["polyglot.jpg"] = encoded(picture, "JPEG") + b"PK\3\4<script>alert(1)</script>", ""
     return found
+
+
+def odd_files(folder: Path, outside: Path) -> dict[str, str]:
+    """Devices, links and names in a class folder, with what is expected of each, as for `seeds`."""
+    good = encoded(draw(8, 90, 70), "PNG")
+    (outside / "secret.png").write_bytes(good)
+    links = {
+        "device.png": (Path("/dev/zero"), "misplaced: leaves the data source"),
+        "null.png": (Path("/dev/null"), "misplaced: leaves the data source"),
+        "away.png": (outside / "secret.png", "misplaced: leaves the data source"),
+        "dotted.png": (Path("../../../" + outside.name + "/secret.png"), "misplaced: leaves the data source"),
+        "proc.png": (Path("/proc/self/environ"), "misplaced: leaves the data source"),
+        "gone.png": (folder / "nowhere.png", "unreadable: No such file"),
+        "loop.png": (folder / "loop.png", "misplaced: leaves the data source"),
+        "folder.png": (outside, "misplaced: a linked folder"),
+        "inside.png": (folder / "plain.png", ""),
+    }
+    (folder / "plain.png").write_bytes(good)
+    for name, (target, _) in links.items():
+        (folder / name).symlink_to(target)
+    os.mkfifo(folder / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(folder / "s.png"))
+    contents = [encoded(draw(seed, 90, 70), "PNG") for seed in range(20, 26)]
+    names = ["Stra\u00dfe.png", "STRASSE.png", "u\u0308.png", "\u00fc.png", "a\nb.png", "x" * 250 + ".png"]
+    for name, content in zip(names, contents, strict=True):
+        (folder / name).write_bytes(content)
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(encoded(draw(30, 90, 70), "PNG"))
+    copy = "duplicate: the same picture as data/images/cat/inside.png"
+    collide = "colliding_names: differs in case or Unicode form only from"
+    return {name: expected for name, (_, expected) in links.items()} | {
+        "plain.png": copy, "pipe.png": "not_image: not a regular file", "s.png": "not_image: not a regular file",
+        "STRASSE.png": "", "Stra\u00dfe.png": collide, "u\u0308.png": "", "\u00fc.png": collide, "a\nb.png": "",
+        "x" * 250 + ".png": "", "caf\ufffd.png": "misplaced: not UTF-8",
+    }  # fmt: skip

@@ -1,5 +1,8 @@
 """Each bad picture gets the verdict that is expected of it, by what ingests, validates, trains and predicts."""
 
+import os
+import resource
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +14,21 @@ from PIL import Image
 from flows.cli import main
 from refit.data.children import inspect_in_children
 from refit.data.rules import broken, row_schema
+from refit.data.sources import list_examples
 from refit.modality.image import examples, files, rules
 from refit.modality.image.preprocessing import Preprocessing
 from refit.params import load_params
+from tasks.ingest import build_manifest
+from tasks.predict import Failure, predict_files
+from tasks.validate import judge
 
 from .conftest import draw, write_image_folder
-from .corpus import display_p3, encoded, seeds
+from .corpus import display_p3, encoded, odd_files, seeds
 
 AS_TRAINED = Preprocessing(
     resize_size=32, crop_size=32, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
 )
+UNUSABLE = {"damaged", "not_image", "bomb", "empty", "pointer"}
 
 
 def test_every_seed_has_its_verdict(project: Path) -> None:
@@ -52,6 +60,71 @@ def test_every_seed_has_its_verdict(project: Path) -> None:
             with pytest.raises(ValueError):
                 examples.prepare(content, AS_TRAINED)
     assert wrong == {}
+
+
+def test_devices_links_and_names_have_their_verdicts(project: Path) -> None:
+    folder, outside = project / "data/images/cat", project / "outside"
+    folder.mkdir(parents=True)
+    outside.mkdir()
+    expected = odd_files(folder, outside)
+    data = load_params().data
+    manifest = build_manifest(list_examples(folder.parent, project / "unpacked"), data).assign(split="train")
+    verdict = judge(manifest, load_params())
+    of_rows = verdict.findings[verdict.findings["row"] >= 0]
+    found = dict.fromkeys(manifest["path"].str.removeprefix("data/images/cat/"), ("", ""))
+    for row, rule, reason in of_rows[["row", "rule", "reason"]].itertuples(index=False):
+        found[manifest["path"][row].removeprefix("data/images/cat/")] = rule, reason
+    assert set(found) == set(expected)
+    wrong = {
+        name: (expected[name], rule, reason)
+        for name, (rule, reason) in found.items()
+        if rule != expected[name].partition(": ")[0] or expected[name].partition(": ")[2] not in reason
+    }
+    assert wrong == {}
+
+
+def test_predict_says_of_each_seed_what_ingest_says(trained: Path) -> None:
+    folder = trained / "corpus"
+    folder.mkdir()
+    for name, (content, _) in seeds().items():
+        (folder / name).write_bytes(content)
+    os.mkfifo(folder / "pipe.png")
+    (folder / "gone.png").symlink_to("nowhere")
+    said = dict(predict_files([folder / name for name in [*seeds(), "pipe.png", "gone.png"]], None))
+    for name, (_, expected) in seeds().items():
+        rules, _, words = expected.partition(": ")
+        if isinstance(said[folder / name], Failure):
+            assert rules in UNUSABLE, name
+            assert words in said[folder / name].reason, name
+        else:
+            assert rules not in UNUSABLE, name
+            assert sum(said[folder / name].probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert "not a regular file" in said[folder / "pipe.png"].reason
+    assert "No such file" in said[folder / "gone.png"].reason
+
+
+@pytest.mark.slow
+def test_ten_thousand_malformed_decodes_leave_memory_flat(project: Path) -> None:
+    """In one child, which is not replaced."""
+    draws = np.random.default_rng(1)
+    written = []
+    for number, (name, (content, _)) in enumerate(list(seeds().items()) * 8):
+        changed = bytearray(content)
+        for place in draws.integers(0, max(1, len(changed)), 4):
+            changed[place : place + 1] = draws.bytes(1)
+        file = project / f"{number}-{name}"
+        file.write_bytes(changed[: max(1, int(len(changed) * draws.choice([1.0, 1.0, 0.7])))])
+        written.append(file)
+    sizes, children = [], set()
+    for number, _ in enumerate(inspect_in_children((written * 10)[:10_000], "image", num_children=1)):
+        if number % 1000 == 999:
+            (child,) = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+            pages = int(Path(f"/proc/{child}/statm").read_text().split()[1])
+            sizes.append(pages * resource.getpagesize() / 2**20)
+            children.add(child)
+    print(f"MiB after each 1,000: {[round(size) for size in sizes]}, {len(children)} child")  # noqa: T201
+    assert len(children) == 1
+    assert sizes[-1] - sizes[1] < 16
 
 
 def test_orientation_is_the_same_picture_turned(project: Path) -> None:
