@@ -54,7 +54,9 @@ def shift_checks(shift: Shift | None, settings: ShiftSettings) -> list[Check]:
 def _in_words(found: Sequence[Question], settings: ShiftSettings) -> str:
     def said(question: Question) -> str:
         if question.measure == "auc":
-            return f"features of new ones tell them apart (AUC {question.size:.2f}, allowed {settings.max_auc:.2f})"
-        return f"{question.name} of {question.of} ones (PSI {question.size:.2f}, allowed {settings.max_psi:.2f})"
+            what, limit = "features, which tell new images from old ones", settings.max_auc
+        else:
+            what, limit = f"{question.name} of {question.of} images", settings.max_psi
+        return f"{what} ({question.measure.upper()} {question.size:.2f}, allowed {limit:.2f})"
 
     return ", ".join(map(said, found))
