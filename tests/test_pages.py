@@ -11,6 +11,11 @@ from urllib.request import urlopen
 
 import pytest
 
+from flows.cli.folder import validate_folder
+
+from .conftest import draw, write_image_folder
+from .corpus import seeds
+
 pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
 
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
@@ -101,3 +106,36 @@ def test_a_page_on_a_phone(finished: Path, browser: Browser, page: str, theme: s
     assert seen["too_wide"] <= 0
     assert seen["is_dark"] == (theme == "dark")
     assert seen["contrast"] >= 7
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reports on a folder of the corpus, some of which has changed since the first time."""
+    home = tmp_path_factory.mktemp("judged")
+    folder = write_image_folder(home / "photos", per_class=8)
+    for number, (name, (content, _)) in enumerate(seeds().items()):
+        (folder / ("cat", "dog")[number % 2] / name).write_bytes(content)
+    shutil.copy(folder / "cat/001.png", folder / "dog/other.png")
+    (folder / "dog /").mkdir()
+    draw(77).save(folder / "dog /x.png")
+    validate_folder(folder, None, home / "reports")
+    for number in range(4):
+        shutil.move(folder / f"cat/00{number}.png", folder / f"dog/moved {number}.png")
+        (folder / f"dog/00{number}.png").unlink()
+    validate_folder(folder, None, home / "reports")
+    return home / "reports"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("page", ["validation", "changes"])
+def test_what_was_found_on_a_phone(judged: Path, browser: Browser, page: str, theme: str) -> None:
+    browser.errors.clear()
+    browser.ask("Emulation.setDeviceMetricsOverride", **PHONE)
+    browser.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+    browser.open((judged / f"{page}.html").as_uri())
+    seen = browser.look()
+    assert browser.errors == []
+    assert seen["broken"] == []
+    assert seen["pictures"] > 3
+    assert seen["too_wide"] <= 0
+    assert seen["is_dark"] == (theme == "dark")
