@@ -126,10 +126,10 @@ def test_train_gives_way_and_test_never() -> None:
     )  # fmt: skip
     found = leaks(table, np.array([[2, 3], [2, 7], [3, 6], [0, 3]]))
     assert dict(zip(found["row"], found["reason"], strict=True)) == {
-        10: "leak: the same picture as test image b",
-        12: "leak: a near-duplicate of test image h",
-        13: "leak: a near-duplicate of val image c",
-        14: "leak: in one group with test image f",
+        10: "leak: the same as test example b",
+        12: "leak: a near-duplicate of test example h",
+        13: "leak: a near-duplicate of val example c",
+        14: "leak: in one group with test example f",
     }
     assert list(found["twin"]) == ["b", "h", "c", "f"]
 
@@ -150,7 +150,7 @@ def test_a_leak_leaves_train_with_its_reason_whatever_gave_the_split(
     validate.main()
     rejected = pd.read_parquet("data/rejected.parquet")
     assert list(rejected["path"]) == ["data/images/train/cat/hidden.jpg"]
-    assert list(rejected["reason"]) == ["leak: a near-duplicate of test image data/images/test/cat/3.png"]
+    assert list(rejected["reason"]) == ["leak: a near-duplicate of test example data/images/test/cat/3.png"]
     assert "signature" not in pd.read_parquet("data/accepted.parquet").columns
 
 
@@ -191,7 +191,7 @@ def test_copies_in_two_splits_do_not_stop_the_run(edit_params: Callable[..., Par
     table = manifest_with({"content_sha256": f"{4:064x}", "label": "dog", "split": "train"})
     verdict = validate.judge(table, edit_params())
     assert verdict.failures == ()
-    assert list(verdict.rejected["reason"]) == ["leak: the same picture as test image data/4.png"]
+    assert list(verdict.rejected["reason"]) == ["leak: the same as test example data/4.png"]
 
 
 def test_a_large_set_is_searched_for_whole_pictures(monkeypatch: pytest.MonkeyPatch) -> None:

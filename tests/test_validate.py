@@ -77,7 +77,7 @@ def test_a_good_set_passes_whole(project: Path) -> None:
         ({"height": 30000}, "side outside 8 to 20000 pixels: height is 30000"),
         ({"mode": "I"}, "pixel format is not one of `image.validate.modes`: mode is I"),
         ({"label": "cow"}, "label is not one of `validate.labels`: label is cow"),
-        ({"content_sha256": f"{4:064x}", "split": "test", "label": "dog"}, "duplicate: the same picture as data/4.png"),
+        ({"content_sha256": f"{4:064x}", "split": "test", "label": "dog"}, "duplicate: the same as data/4.png"),
     ],
 )
 def test_a_bad_row_is_rejected_with_its_reason(
@@ -101,7 +101,7 @@ def test_a_row_may_break_several_rules(project: Path) -> None:
     [
         (
             [{"content_sha256": f"{4:064x}", "label": "cat"}],
-            "the same picture has two labels (2 images), for instance data/1000.png: the same picture as data/4.png "
+            "the same content has two labels (2 images), for instance data/1000.png: the same as data/4.png "
             "(dog, this one cat)",
         ),
         (

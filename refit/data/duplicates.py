@@ -157,7 +157,7 @@ def leaks(usable: pd.DataFrame, pairs: np.ndarray) -> pd.DataFrame:
     table = usable.reset_index(names="row")
     table["side"] = table["split"].map(SIDES.index)
     kinds = [
-        _sharing(table, table["content_sha256"], "the same picture as"),
+        _sharing(table, table["content_sha256"], "the same as"),
         _paired(table, pairs, "a near-duplicate of"),
         _sharing(table, table["group"], "in one group with"),
     ]
@@ -182,5 +182,5 @@ def _paired(table: pd.DataFrame, pairs: np.ndarray, words: str) -> pd.DataFrame:
 def _described(of: pd.DataFrame, twins: pd.DataFrame, words: str) -> pd.DataFrame:
     is_leak = of["side"] > twins["side"]
     found = of[is_leak].assign(twin=twins["path"][is_leak])
-    reason = "leak: " + words + " " + twins["split"][is_leak] + " image " + found["twin"]
+    reason = "leak: " + words + " " + twins["split"][is_leak] + " example " + found["twin"]
     return found.assign(reason=reason)

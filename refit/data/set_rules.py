@@ -38,14 +38,14 @@ def _two_labels(rows: pd.DataFrame, _params: Params) -> pd.DataFrame:
     path, other = (
         content.map(second[name]).where(is_like_first, content.map(first[name])) for name in ("path", column)
     )
-    return found(rule, "the same picture as " + path + " (" + other + ", this one " + clashes[column] + ")", path)
+    return found(rule, "the same as " + path + " (" + other + ", this one " + clashes[column] + ")", path)
 
 
 def _duplicate(rows: pd.DataFrame, _params: Params) -> pd.DataFrame:
     """All but the first of equal contents under the same label in the same split."""
     keys = ["content_sha256", "label", "split"]
     twins = rows.groupby(keys)["path"].transform("first")[rows.duplicated(keys)].astype("str")
-    return found("duplicate", "duplicate: the same picture as " + twins, twins)
+    return found("duplicate", "duplicate: the same as " + twins, twins)
 
 
 def _nearly_the_same(rows: pd.DataFrame, params: Params) -> pd.DataFrame:

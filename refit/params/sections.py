@@ -69,7 +69,7 @@ class Rules:
     ]
     label: Annotated[Policy, Field(description="label missing, or not allowed by `validate.labels`")]
     duplicate: Annotated[Policy, Field(description="duplicate: the same under the same label in the same split")]
-    two_labels: Annotated[Policy, Field(description="the same picture has two labels")]
+    two_labels: Annotated[Policy, Field(description="the same content has two labels")]
     leak: Annotated[Policy, Field(description="leak: nearly the same, or of one group, in a split that judges")]
     near_two_labels: Annotated[Policy, Field(description="nearly the same has two labels")]
     near_duplicate: Annotated[Policy, Field(description="nearly the same as another of its split")]
