@@ -62,7 +62,11 @@ def unused(commits: Iterable[str], is_cloud: bool) -> list[Place]:
                 stores["remote"] = repo.cloud.get_remote_odb(None, "gc")
             return [_place(name, store, needed) for name, store in stores.items()]
     except DvcException as error:
-        raise WorkspaceError(f"nothing was removed: DVC cannot tell what is needed: {error}") from error
+        reason = ": ".join(filter(None, (str(error), str(error.__cause__ or ""))))
+        raise WorkspaceError(
+            f"nothing was removed: DVC cannot tell what is needed: {reason}; `dvc fetch --all-branches` "
+            "brings it, where it was pushed"
+        ) from error
     except OSError as error:
         raise StorageUnavailableError(f"nothing was removed: the DVC remote cannot be listed: {error}") from error
 
