@@ -47,7 +47,8 @@ _COLUMNS = ["path", "sha256", "split", "given", "suggested", "score"]
 def main() -> None:
     params, card = load_params(), read_card(paths.MODEL_CARD)
     device = be_deterministic(card.environment.num_threads, params.finetune.device)  # as it was trained
-    made_in = environment(device, card.environment.precision)
+    packages = modality.examples(card.modality).REQUIRES
+    made_in = environment(device, card.environment.precision, packages)
     accepted = pd.read_parquet(paths.ACCEPTED)
     base = read_record(paths.BASE_CARD, BaseCard, CheckpointError, "; run `dvc repro -f fetch`")
     start = start_from(params, accepted, base, device)
