@@ -86,7 +86,7 @@ def _candidates(signatures: np.ndarray, kind: Duplicates) -> Iterator[np.ndarray
         if kind.IS_BY_VIEW:
             whole, index = of_view, Index(of_view)
         for piece in _found(index, whole, of_view, everyone, view, kind.RADII[view]):
-            num_like += np.bincount(piece[:, 0], minlength=len(whole))
+            np.add.at(num_like, piece[:, 0], 1)
             yield piece
     if len(whole) <= VIEWS_UP_TO:
         some = np.flatnonzero(num_like < _ENOUGH)
