@@ -2,9 +2,11 @@
 
     python base/pretrain_texts.py       -> base/docstrings/, base/docstrings.json      (10 minutes of one core)
 
-Masked language modelling (Devlin et al. 2019) on chunks of 64 tokens, of which a fifth is hidden; the layer that
-guesses is left behind. It reads what installed packages say of themselves, but for those whose texts are the built-in
-set (`refit/modality/text/sample.py`), and no paragraph that is in that set.
+First masked language modelling (Devlin et al. 2019) on chunks of 64 tokens, of which a fifth is hidden; the layer that
+guesses is left behind. Then, for the mean of its vectors to say what a text is about, it finds the second half of a
+chunk among those of others (as Logeswaran and Lee 2018 with sentences, Giorgi et al. 2021 with spans). It reads what
+installed packages say of themselves, but for those whose texts are the built-in set (`refit/modality/text/sample.py`),
+and no paragraph that is in that set.
 """
 
 import argparse
@@ -57,6 +59,11 @@ class Recipe:
     passes: int = 1
     learning_rate: float = 0.002
     weight_decay: float = 0.01
+    pairs: int = 96  # in a batch of the second part
+    pair_steps: int = 600
+    pair_hidden: float = 0.15
+    pair_learning_rate: float = 0.001
+    temperature: float = 0.07
     seed: int = 17
 
 
@@ -75,8 +82,10 @@ def main() -> None:
     tokenizer = tokenizer_of(corpus)
     tokens = chunks_of(corpus, tokenizer)
     print(f"{tokens.size:,} tokens after {time.perf_counter() - began:.0f} s")
-    network, losses = learned(tokens, arguments.steps)
-    export(network, tokenizer)
+    body, masked_losses = learned(tokens, arguments.steps)
+    body = body.half().float()  # as it would be kept: the second part can be made again from the first
+    pair_losses = matched(body, tokens, arguments.steps)
+    export(body, tokenizer)
     with folders.taken(folders.files_in(FOLDER, settings.CHECKPOINT_FILES)) as copy:
         sha256 = folders.digest_of(copy)
     provenance = {
@@ -85,7 +94,8 @@ def main() -> None:
         "data": f"{len(corpus):,} paragraphs ({num_characters:,} characters) of the docstrings of installed packages; "
         f"none of {', '.join(sample.LIBRARIES)}",
         "recipe": asdict(RECIPE),
-        "masked_loss": losses,
+        "masked_loss": masked_losses,
+        "pair_loss": pair_losses,
         "environment": as_plain(environment(device)),
         "license": "Apache-2.0",
     }
@@ -197,7 +207,7 @@ def learned(tokens: np.ndarray, max_steps: int | None) -> tuple[BertModel, list[
         if step % 200 == 199:
             mean = np.mean(losses[-200:])
             print(f"step {step + 1:,} of {steps:,}: loss {mean:.3f}, {time.perf_counter() - began:.0f} s", flush=True)
-    return network.body, [round(float(part.mean()), 3) for part in np.array_split(losses, min(20, len(losses)))]
+    return network.body, in_parts(losses)
 
 
 def hide(batch: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -209,6 +219,39 @@ def hide(batch: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
     shown = torch.where(is_guessed & (drawn[1] < 0.8), SPECIAL.index("[MASK]"), flat)
     shown = torch.where(is_guessed & (drawn[1] >= 0.9), other, shown)
     return shown.view_as(batch), is_guessed.nonzero().squeeze(1)
+
+
+def matched(body: BertModel, tokens: np.ndarray, max_steps: int | None) -> list[float]:
+    """Train the body on, in place; the mean loss of each twentieth part of the way."""
+    torch.manual_seed(RECIPE.seed)
+    order = np.random.default_rng(RECIPE.seed)
+    steps = min(RECIPE.pair_steps, max_steps or RECIPE.pair_steps)
+    rate, half = RECIPE.pair_learning_rate, RECIPE.chunk // 2
+    optimizer = torch.optim.AdamW(body.parameters(), lr=rate, weight_decay=RECIPE.weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.06)
+    numbers = torch.arange(RECIPE.pairs)
+    losses: list[float] = []
+    for _ in range(steps):
+        chunks = torch.from_numpy(tokens[order.integers(0, len(tokens), RECIPE.pairs)]).long()
+        both = torch.cat([chunks[:, :half], torch.cat([chunks[:, :1], chunks[:, half:-1]], 1)])  # [CLS] before each
+        is_hidden = (torch.rand(both.shape) < RECIPE.pair_hidden) & (both >= len(SPECIAL))
+        vectors = body(input_ids=both.masked_fill(is_hidden, SPECIAL.index("[MASK]"))).last_hidden_state.mean(1)
+        left, right = functional.normalize(vectors, dim=1).chunk(2)
+        likeness = left @ right.T / RECIPE.temperature  # (pairs, pairs)
+        loss = (functional.cross_entropy(likeness, numbers) + functional.cross_entropy(likeness.T, numbers)) / 2
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if len(losses) % 100 == 0:
+            print(f"step {len(losses):,} of {steps:,}: loss of pairs {np.mean(losses[-100:]):.3f}", flush=True)
+    return in_parts(losses)
+
+
+def in_parts(losses: list[float]) -> list[float]:
+    """The mean of each twentieth."""
+    return [round(float(part.mean()), 3) for part in np.array_split(losses, min(20, len(losses)))]
 
 
 def export(network: BertModel, tokenizer: Tokenizer) -> None:

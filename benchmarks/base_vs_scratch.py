@@ -18,7 +18,7 @@ import io
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,13 @@ from refit.training.examples import Examples
 from refit.training.job import Feed, Job
 from refit.training.loop import Fitted, fit
 
-SEEDS = range(5)
-BUDGETS = (20, 40)  # epochs
+SEEDS = {"image": range(5), "text": range(3)}
+BUDGETS = {"image": (20, 40), "text": (20,)}  # epochs
 BATCH_SIZE = 32
 PER_CLASS = {"image": 10, "text": 20}
 LEARNING_RATES = {
     "image": {"base": (0.001, 0.002), "scratch": (0.004, 0.01, 0.02)},
-    "text": {"base": (0.0005, 0.001, 0.002), "scratch": (0.0005, 0.001, 0.002, 0.004)},
+    "text": {"base": (0.001,), "scratch": (0.001, 0.002)},
 }
 
 
@@ -68,6 +68,16 @@ class Problem:
     base_weights: dict[str, Tensor]
     base_uri: str
     settings: Finetune  # less epochs and learning rate
+
+    @property
+    def seeds(self) -> range:
+        """Each draws its own examples."""
+        return SEEDS[self.modality_name]
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Epochs."""
+        return BUDGETS[self.modality_name]
 
     @property
     def rates(self) -> dict[str, tuple[float, ...]]:
@@ -106,7 +116,7 @@ class Arm:
     epochs: int
     start: str
     learning_rate: float
-    test_accuracies: tuple[float, ...]  # in the order of SEEDS
+    test_accuracies: tuple[float, ...]  # in the order of the seeds
     seconds: float  # median over the seeds
 
 
@@ -118,8 +128,8 @@ def main() -> None:
     device = be_deterministic(num_threads=1, device="cpu")
     with contextlib.redirect_stdout(io.StringIO()):  # the stages' own progress would bury the tables
         problem = read_problem()
-        runs = [run_one(problem, setup) for setup in setups(problem.rates)]
-        arms = [choose(problem, runs, epochs, start) for epochs in BUDGETS for start in problem.rates]
+        runs = [run_one(problem, setup) for setup in setups(problem)]
+        arms = [choose(problem, runs, epochs, start) for epochs in problem.budgets for start in problem.rates]
     print(f"{arms_table(arms)}\n\n{differences_table(arms)}")
     if target is not None:
         publish_json(
@@ -172,11 +182,11 @@ def draw_few(examples: Examples, per_class: int, seed: int) -> Examples:
     return Examples(sha256s, examples.labels[rows], examples.shelf, lambda indices: examples.prepare(rows[indices]))
 
 
-def setups(all_rates: Mapping[str, tuple[float, ...]]) -> Iterator[Setup]:
+def setups(problem: Problem) -> Iterator[Setup]:
     """Every run; the starts take turns, so that a busy machine slows both."""
-    for epochs in BUDGETS:
-        for seed in SEEDS:
-            for start, rates in all_rates.items():
+    for epochs in problem.budgets:
+        for seed in problem.seeds:
+            for start, rates in problem.rates.items():
                 for rate in rates:
                     yield Setup(epochs, start, rate, seed)
 
@@ -205,7 +215,7 @@ def job_for(problem: Problem, setup: Setup) -> Job:
 def choose(problem: Problem, runs: list[Run], epochs: int, start: str) -> Arm:
     """Take the learning rate with the best mean validation accuracy, the lowest among equals, and test its runs."""
     by_rate = {
-        rate: [run for run in runs if run.setup in {Setup(epochs, start, rate, seed) for seed in SEEDS}]
+        rate: [run for run in runs if run.setup in {Setup(epochs, start, rate, seed) for seed in problem.seeds}]
         for rate in problem.rates[start]
     }
     rate = max(by_rate, key=lambda rate: statistics.mean(run.val_accuracy for run in by_rate[rate]))
@@ -255,7 +265,7 @@ def arms_table(arms: list[Arm]) -> str:
 def differences_table(arms: list[Arm]) -> str:
     """How much better the base is, seed by seed, in percentage points."""
     lines = ["| epochs | base less scratch, each seed (points) | mean | min |", "|---:|---|---:|---:|"]
-    for epochs in BUDGETS:
+    for epochs in dict.fromkeys(arm.epochs for arm in arms):
         points = [100 * difference for difference in differences(arms, epochs)]
         each = ", ".join(f"{value:+.1f}" for value in points)
         lines.append(f"| {epochs} | {each} | {statistics.mean(points):+.1f} | {min(points):+.1f} |")
@@ -273,7 +283,7 @@ def raw_numbers(runs: list[Run], arms: list[Arm]) -> dict[str, Any]:
             for run in runs
         ],
         "chosen": [dataclasses.asdict(arm) for arm in arms],
-        "differences": {str(epochs): differences(arms, epochs) for epochs in BUDGETS},
+        "differences": {str(epochs): differences(arms, epochs) for epochs in dict.fromkeys(arm.epochs for arm in arms)},
     }
 
 

@@ -93,9 +93,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("task", choices=("full", "head", "again", "later-epochs", "saving", "memory", "gpu"))
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="a folder of class folders")
     parser.add_argument("--texts", type=Path, metavar="FOLDER", help="train.csv, val.csv, test.csv; for full and head")
-    parser.add_argument(
-        "--num-texts", type=int, help="of train.csv; of the others, 200 and 600 at most"
-    )
+    parser.add_argument("--num-texts", type=int, help="of train.csv; of the others, 200 and 600 at most")
     parser.add_argument("--test", type=Path, metavar="FOLDER", help="another, for the test; else a fifth of --photos")
     parser.add_argument("--num-photos", type=int, help="of --photos, with changed copies where there are fewer")
     parser.add_argument(

@@ -1,9 +1,13 @@
 """Texts: what a file is found to be, how it becomes tokens, what reads them, and the whole chain with a tiny BERT."""
 
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -112,6 +116,38 @@ def test_texts_are_registered_served_and_predicted(reviews: tuple[Path, dict[str
 def test_a_version_is_made_again_to_the_last_bit(reviews: tuple[Path, dict[str, str]]) -> None:
     folder, env = reviews
     assert "IDENTICAL" in refit("reproduce", "candidate", cwd=folder, env=env)
+
+
+def test_two_processes_killed_in_the_middle_and_one_that_goes_on_give_the_bytes_of_one(
+    reviews: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    there, env = reviews
+    found = []
+    for name in ("whole", "killed"):
+        folder = clone(there, tmp_path / name)
+        for kept in ("data/accepted.parquet", "data/unpacked", "checkpoints"):
+            copy = shutil.copytree if (there / kept).is_dir() else shutil.copy
+            copy(there / kept, folder / kept)
+        change_params(folder / "params.yaml", {"finetune.shards": 2, "finetune.epochs": 3, "finetune.strategy": "full"})
+        if name == "killed":
+            kill_in_the_middle(folder, env | {"REFIT_PROCESSES": "2", "REFIT_STATE_SECONDS": "0"})
+        said = run(sys.executable, "-m", "tasks.finetune", cwd=folder, env=env | {"REFIT_PROCESSES": "1"})
+        assert ("going on after" in said) == (name == "killed")
+        found.append([(folder / output).read_bytes() for output in (paths.MODEL_WEIGHTS, paths.MODEL_CARD)])
+    assert found[0] == found[1]
+    libraries = json.loads(found[0][1])["environment"]["libraries"]
+    assert [library.split()[0] for library in libraries] == ["tokenizers", "transformers"]
+
+
+def kill_in_the_middle(folder: Path, env: dict[str, str]) -> None:
+    """SIGKILL for all processes of a training, as soon as it has saved a state."""
+    command = [sys.executable, "-m", "tasks.finetune"]
+    with subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, start_new_session=True) as training:
+        while not list((folder / paths.STATES).glob("*/state.safetensors")):
+            assert training.poll() is None
+            time.sleep(0.02)
+        os.killpg(training.pid, signal.SIGKILL)
+    assert not (folder / paths.MODEL_WEIGHTS).exists()
 
 
 def digest(folder: Path) -> str:
