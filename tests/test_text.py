@@ -125,9 +125,9 @@ def test_two_processes_killed_in_the_middle_and_one_that_goes_on_give_the_bytes_
     found = []
     for name in ("whole", "killed"):
         folder = clone(there, tmp_path / name)
-        for kept in ("data/accepted.parquet", "data/unpacked", "checkpoints"):
-            copy = shutil.copytree if (there / kept).is_dir() else shutil.copy
-            copy(there / kept, folder / kept)
+        shutil.copy(there / paths.ACCEPTED, folder / paths.ACCEPTED)
+        for kept in (paths.UNPACKED, paths.BASE_CARD.parent):
+            shutil.copytree(there / kept, folder / kept, dirs_exist_ok=True)
         change_params(folder / "params.yaml", {"finetune.shards": 2, "finetune.epochs": 3, "finetune.strategy": "full"})
         if name == "killed":
             kill_in_the_middle(folder, env | {"REFIT_PROCESSES": "2", "REFIT_STATE_SECONDS": "0"})
