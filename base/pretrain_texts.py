@@ -83,8 +83,8 @@ def main() -> None:
     tokens = chunks_of(corpus, tokenizer)
     print(f"{tokens.size:,} tokens after {time.perf_counter() - began:.0f} s")
     body, masked_losses = learned(tokens, arguments.steps)
-    for dtype in (torch.float16, torch.float32):  # as it is kept: so the second part can be made again from the first
-        nn.Module.to(body, dtype)  # the library's own is not typed
+    for parameter in body.parameters():  # as they would be kept: the second part can be made again from the first
+        parameter.data = parameter.data.half().float()
     pair_losses = matched(body, tokens, arguments.steps)
     export(body, tokenizer)
     with folders.taken(folders.files_in(FOLDER, settings.CHECKPOINT_FILES)) as copy:
