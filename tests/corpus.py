@@ -159,7 +159,7 @@ def odd_files(folder: Path, outside: Path) -> dict[str, str]:
     for name, content in zip(names, contents, strict=True):
         (folder / name).write_bytes(content)
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(encoded(draw(30, 90, 70), "PNG"))
-    copy = "duplicate: the same picture as data/images/cat/inside.png"
+    copy = "duplicate: the same as data/images/cat/inside.png"
     collide = "colliding_names: differs in case or Unicode form only from"
     return {name: expected for name, (_, expected) in links.items()} | {
         "plain.png": copy, "pipe.png": "not_image: not a regular file", "s.png": "not_image: not a regular file",

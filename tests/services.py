@@ -54,6 +54,9 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving(
         ["sh", "-c", f"exec env {start} --port {port}"], f"http://127.0.0.1:{port}/api/health", home, settings
     ):
+        from prefect.events.worker import EventsWorker
+
+        EventsWorker.drain_all(timeout=10)  # that of this process would send what follows to another module's server
         yield f"http://127.0.0.1:{port}/api"
 
 

@@ -106,6 +106,7 @@ def test_the_next_worker_goes_on_and_the_last_one_clears_up(clone: Callable[[str
         assert generation(second) == generation(first) == 5
         save(6)
         wait_for(lambda: sha256_of_file(STATES / FINGERPRINT / "state.safetensors") in remote(tmp_path))
+        save(7)  # with the best weights of before, so that no copy sees two of them
         wait_for(lambda: len(remote(tmp_path)) == 3)  # the list, the state, its best weights: nothing piles up
         shutil.rmtree(STATES)
         mirror.forget()
