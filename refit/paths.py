@@ -55,7 +55,7 @@ COMPARISON_REPORT = Path("reports/comparison.html")
 COMPARISON_SUMMARY = Path("reports/comparison.md")
 REVIEW = Path("reports/review.html")  # register, and `refit review`
 GOLDEN = Path("reports/golden.json")
-IMAGES = Path("reports/images.csv")
+EXAMPLES = Path("reports/examples.csv")
 PROFILE = Path("reports/profile.json")
 
 STAGE_OUTPUTS: dict[str, tuple[Path, ...]] = {

@@ -1,16 +1,16 @@
 """The effect `compare`: candidate against champion, on the same test examples; what the gate says about it.
 
     comparison = compare()      the outputs of the stages, the champion in the registry
-                                -> reports/comparison.{json,html,md}, reports/golden.json, reports/images.csv,
+                                -> reports/comparison.{json,html,md}, reports/golden.json, reports/examples.csv,
                                    reports/profile.json
 
 Not a DVC stage: it depends on a server. The champion is asked for directly by its alias; "there is none yet" is
 only believed from a registry that answers so, and whose decisions know of none. It predicts in a process of its own,
 with its own stored code, and without anything that is secret here.
 
-comparison.json is a record (`refit/gate/comparison.py`). `images.csv` has path, sha256, label, split of every accepted
-example: what the next comparison tells changes from. `profile.json` (`refit/data/profile.py`) says what the training
-examples look like: what it tells a shift from.
+comparison.json is a record (`refit/gate/comparison.py`). `examples.csv` has path, sha256, label, split of every
+accepted example: what the next comparison tells changes from. `profile.json` (`refit/data/profile.py`) says what the
+training examples look like: what it tells a shift from.
 """
 
 import tempfile
@@ -111,7 +111,7 @@ def _test_images() -> tuple[pd.DataFrame, pd.DataFrame]:
     test = accepted[accepted["split"] == "test"].reset_index(drop=True)
     if not test["sha256"].equals(predictions["sha256"]) or not test["label"].equals(predictions["label"]):
         raise EvidenceError(
-            f"{paths.PREDICTIONS} is not about the test images of {paths.ACCEPTED}; run `dvc repro evaluate`"
+            f"{paths.PREDICTIONS} is not about the test examples of {paths.ACCEPTED}; run `dvc repro evaluate`"
         )
     named = zip(test["path"], test["sha256"], strict=True)
     changed = [path for path, sha256 in named if sha256_of_file(Path(path)) != sha256]
@@ -258,7 +258,7 @@ def _shift(params: Params, champion: _Champion | None, accepted: pd.DataFrame, f
     if champion is None or params.gate.shift.policy == "off":
         return None
     if champion.profile is None:
-        said = f"{champion.version.uri} was registered before versions had a profile of their training images."
+        said = f"{champion.version.uri} was registered before versions had a profile of their training examples."
         return Shift(num_before=0, num_new=0, questions=(), remarks=(said,))
     train = accepted[accepted["split"] == "train"]
     return shift_since(champion.profile, champion.images["sha256"].tolist(), train, features, params.seed)
@@ -334,7 +334,7 @@ def _publish(
     pictures = None if old is None else disagreements(test, new.scored, old.scored, labels.names, card)
     name = params.register.model_name
     publish_record(paths.GOLDEN, examples)
-    publish_table(paths.IMAGES, accepted[["path", "sha256", "label", "split"]])
+    publish_table(paths.EXAMPLES, accepted[["path", "sha256", "label", "split"]])
     publish_text(paths.COMPARISON_REPORT, comparison_page(comparison, pictures, name))
     publish_text(paths.COMPARISON_SUMMARY, comparison_markdown(comparison, name) + "\n")
     publish_record(paths.COMPARISON, comparison)

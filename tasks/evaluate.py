@@ -66,7 +66,7 @@ def main() -> None:
     accuracy = evaluation.overall["accuracy"]
     say(
         f"test accuracy {accuracy.value:.4f} ({settings.confidence:.0%} interval {accuracy.low:.4f} to "
-        f"{accuracy.high:.4f}) on {len(test):,} images: {paths.EVALUATION_REPORT}"
+        f"{accuracy.high:.4f}) on {len(test):,} examples: {paths.EVALUATION_REPORT}"
     )
 
 

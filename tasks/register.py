@@ -52,7 +52,7 @@ _REPORTS = (
 _PLOTS = (paths.HISTORY, paths.CONFUSION_PLOT, paths.RELIABILITY_PLOT)
 _EVIDENCE = {
     "golden.json": paths.GOLDEN,
-    "images.csv": paths.IMAGES,
+    "examples.csv": paths.EXAMPLES,
     "profile.json": paths.PROFILE,
     "comparison.html": paths.COMPARISON_REPORT,
     "history.csv": paths.HISTORY,

@@ -72,7 +72,7 @@ def main() -> None:
         raise DataError(
             "the data is not good enough to train on: "
             + "; ".join(verdict.failures)
-            + f". All that was found, with pictures: {paths.VALIDATION_REPORT}"
+            + f". All that was found: {paths.VALIDATION_REPORT}"
         )
     publish_table(paths.ACCEPTED, verdict.accepted)
     name, kind = Path(params.data.source).name, modality.files(params.data.modality).KIND
@@ -153,7 +153,7 @@ def _failures(manifest: pd.DataFrame, findings: pd.DataFrame, rules: dict[str, R
         else:
             where = manifest.loc[first["row"], "path"]
             failures.append(
-                f"{rules[str(name)].about} ({len(of_rule):,} images), for instance {where}: {first['reason']}"
+                f"{rules[str(name)].about} ({len(of_rule):,} examples), for instance {where}: {first['reason']}"
             )
     return tuple(failures)
 

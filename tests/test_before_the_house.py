@@ -61,6 +61,7 @@ def test_it_can_be_promoted_as_data_and_serves_with_the_code_of_today(
     digest = json.loads(refit("review", "1", "--json", cwd=project, env=env))["digest"]
     said = refit("promote", "1", "--reason", "it is good", "--evidence", digest, cwd=project, env=env)
     assert "models:/digits/1 is the champion" in said
+    assert "0 added, 0 removed" in refit("diff", "1", "1", cwd=project, env=env)
     (project / "digit.png").write_bytes((ROOT / "tests/fixtures/digit.png").read_bytes())
     assert refit("predict", "digit.png", "--model", "models:/digits@champion", cwd=project, env=env).split()[1] == "7"
     released = Path(registry.removeprefix("sqlite:///")).parent / "mlruns/digits-releases"

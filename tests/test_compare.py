@@ -185,7 +185,7 @@ def whole_bundle(finished: Path) -> Bundle:
 def test_predictions_of_other_images_are_no_evidence(trained: Path) -> None:
     predictions = pd.read_parquet(paths.PREDICTIONS)
     predictions.iloc[1:].to_parquet(paths.PREDICTIONS)
-    with pytest.raises(EvidenceError, match="is not about the test images"):
+    with pytest.raises(EvidenceError, match="is not about the test examples"):
         compare()
     paths.PREDICTIONS.unlink()
     with pytest.raises(WorkspaceError, match=r"data/predictions\.parquet missing"):
@@ -345,7 +345,7 @@ def test_what_changed_in_the_settings() -> None:
 
 
 def test_images_are_kept_for_the_next_comparison(trained: Path) -> None:
-    kept = pd.read_csv(io.StringIO(paths.IMAGES.read_text()), dtype=str)
+    kept = pd.read_csv(io.StringIO(paths.EXAMPLES.read_text()), dtype=str)
     accepted = pd.read_parquet(paths.ACCEPTED)
     assert changes.data_changes(kept, accepted)["added"].count == 0
     assert list(kept.columns) == ["path", "sha256", "label", "split"]

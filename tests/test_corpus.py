@@ -167,7 +167,7 @@ def test_a_folder_is_judged_with_no_project_around_it(tmp_path: Path, monkeypatc
     (tmp_path / "new/cat/page.jpg").write_bytes(seeds()["page.jpg"][0])
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["validate", "new"])
-    assert "120 of 121 images accepted, 1 rejected." in result.output
+    assert "120 of 121 examples accepted, 1 rejected." in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "new-validation"]
     rejected = pd.read_csv("new-validation/rejected.csv")
     assert list(rejected["path"]) == ["cat/page.jpg"]

@@ -85,14 +85,14 @@ def test_a_tie_says_so_and_names_no_number_of_images() -> None:
     decision = judge(range(60), range(60))
     assert (decision.verdict, decision.images_needed) == ("hold", None)
     assert "a tie is not a win" in decision.reasons[0]
-    assert "no number of images would show it" in decision.reasons[0]
+    assert "no number of examples would show it" in decision.reasons[0]
 
 
 def test_too_little_data_is_said_with_about_how_many_images_would_decide() -> None:
     decision = judge(range(0, 20), range(10, 36), how=settings(max_class_drop=0.9))
     assert decision.verdict == "hold"
     assert decision.images_needed is not None
-    assert f"about {decision.images_needed:,} labelled test images would decide (now 600)" in decision.reasons[0]
+    assert f"about {decision.images_needed:,} labelled test examples would decide (now 600)" in decision.reasons[0]
 
 
 def test_the_gate_decides_by_the_rule_whose_power_names_the_number_of_images() -> None:
@@ -126,7 +126,7 @@ def test_a_class_that_gets_much_worse_is_not_bought_by_the_others() -> None:
     assert decision.checks[0].verdict == "pass"
     assert decision.verdict == "reject"
     assert names(decision, "reject") == {"drop of class 1"}
-    assert "class 1: 15.0% fewer of 200 images right, allowed are 5.0%" in decision.reasons[0]
+    assert "class 1: 15.0% fewer of 200 examples right, allowed are 5.0%" in decision.reasons[0]
 
 
 def test_a_drop_that_chance_explains_is_no_objection() -> None:
@@ -163,9 +163,9 @@ def test_floors_hold_with_a_champion_that_is_worse_still() -> None:
         ("ab", "ab", "abc", "ab", "", "class c: the candidate does not know it, the champion does"),
         ("abc", "ab", "abc", "abc", "", "class c: the candidate does not know it, the champion does"),
         ("abc", "ab", "ab", "abc", "", "class c: the candidate does not know it, the data source has it"),
-        ("ab", "abc", "abc", "ab", "", "class c: no test image, so nothing is known of it"),
-        ("ab", "abc", "ab", "abc", "", "class c: no test image, so nothing is known of it"),
-        ("ab", "abc", None, "abc", "", "class c: no test image, so nothing is known of it"),
+        ("ab", "abc", "abc", "ab", "", "class c: no test example, so nothing is known of it"),
+        ("ab", "abc", "ab", "abc", "", "class c: no test example, so nothing is known of it"),
+        ("ab", "abc", None, "abc", "", "class c: no test example, so nothing is known of it"),
         ("ab", "ab", None, "abc", "", "class c: the candidate does not know it, the data source has it"),
         ("ab", "ab", "abc", "ab", "c", None),
         ("ab", "ab", "ab", "abc", "c", None),
@@ -237,7 +237,7 @@ def test_the_number_of_images_is_that_of_the_last_test_to_decide() -> None:
     assert with_a_new_class(0, 0, "better").images_needed is None, "a tie on the champion's classes"
     few = with_a_new_class(0, 0, "better", won=5)
     assert few.images_needed is not None
-    assert f"about {few.images_needed:,} labelled test images would decide (now 1,000)" in few.reasons[0]
+    assert f"about {few.images_needed:,} labelled test examples would decide (now 1,000)" in few.reasons[0]
 
 
 def test_where_both_know_the_same_classes_the_accuracy_is_tested_once() -> None:
@@ -351,7 +351,7 @@ def test_missing_evidence_is_an_error_and_never_a_verdict() -> None:
     labels = np.arange(60) % 3
     good = side(labels, range(0))
     other = side((labels + 1) % 3, range(0))
-    with pytest.raises(EvidenceError, match="not scored on the same images"):
+    with pytest.raises(EvidenceError, match="not scored on the same examples"):
         decide(good, other, LABELS, [], SETTINGS, 10, 17)
     for broken in (
         dataclasses.replace(good, milliseconds=np.full(24, math.nan)),

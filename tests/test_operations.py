@@ -375,13 +375,13 @@ def test_what_changed_in_the_data(project: Path) -> None:
         return changes_markdown(run_changes(one, other), "data/photos")
 
     text = said(before, after)
-    assert "60 images (before: 60): 1 added, 1 removed, 1 relabelled" in text
+    assert "60 examples (before: 60): 1 added, 1 removed, 1 relabelled" in text
     assert "relabelled: data/4.png: dog -> cat" in text
     assert "added: data/new.png" in text
-    assert "60 images (before: 0): 60 added, 0 removed, 0 relabelled" in said(None, after)
+    assert "60 examples (before: 0): 60 added, 0 removed, 0 relabelled" in said(None, after)
     assert "0 added, 0 removed, 0 relabelled" in said(after, after)
     unreadable = manifest({"sha256": "", "path": "data/bad.png"}, {"sha256": "", "path": "data/worse.png"})
-    assert "60 images (before: 60): 0 added" in said(before, unreadable)
+    assert "60 examples (before: 60): 0 added" in said(before, unreadable)
 
 
 def test_a_cluster_gives_the_same_manifest(env: dict[str, str], project: Path) -> None:

@@ -161,7 +161,7 @@ def test_an_experiment_is_compared_as_dvc_users_expect(by_dvc: Path) -> None:
     shown = dvc("plots", "show", "--out", str(by_dvc.parent / "plots"), cwd=by_dvc, env=env)
     page = (by_dvc.parent / "plots" / "index.html").read_text()
     assert "index.html" in shown
-    for plot in ("Loss by epoch", "Confusion on the test images", "Calibration on the test images"):
+    for plot in ("Loss by epoch", "Confusion on the test examples", "Calibration on the test examples"):
         assert plot in page
     run("git", "checkout", "--quiet", "--", ".", cwd=by_dvc, env=env)
     dvc("checkout", "--force", cwd=by_dvc, env=env)
@@ -190,7 +190,7 @@ def test_bad_data_stops_the_flow_with_one_line_and_no_retry(
     (folder / "data" / "mine" / "cat" / "a.jpg").write_text("no image")
     change_params(folder / "params.yaml", {"data.source": "data/mine"})
     said = refit("retrain", cwd=folder, env=by_flow[1] | {"HOME": str(tmp_path)}, expected=3)
-    assert said.strip().splitlines()[-1].startswith("error: the data is not good enough to train on: 1 of 1 images")
+    assert said.strip().splitlines()[-1].startswith("error: the data is not good enough to train on: 1 of 1 examples")
     assert "Traceback" not in said
     assert "AwaitingRetry" not in said
     assert "data/mine/cat/a.jpg" in (folder / "reports" / "validation.html").read_text()

@@ -75,7 +75,7 @@ def test_a_promotion_is_a_copy_that_carries_its_evidence(passing: Path) -> None:
     for name in ("artifacts/model.safetensors", "artifacts/model.json"):
         assert files[name] == case.bundle.model_files[name]
     assert {path for path in files if path.startswith("refit/")} == {
-        "refit/evidence.json", "refit/golden.json", "refit/images.csv", "refit/comparison.html", "refit/files.json",
+        "refit/evidence.json", "refit/golden.json", "refit/examples.csv", "refit/comparison.html", "refit/files.json",
         "refit/history.csv", "refit/profile.json",
     }  # fmt: skip
     assert promote.released("1").bundle == case.bundle

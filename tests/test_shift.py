@@ -62,15 +62,15 @@ def test_sets_that_are_alike_raise_no_alarm() -> None:
 
 def test_darker_pictures_are_told_by_brightness_and_features() -> None:
     (reason,) = found(shift_of(60, darker=60.0))
-    assert "brightness of new images (PSI" in reason
-    assert "features, which tell new images from old ones (AUC" in reason
+    assert "brightness of new examples (PSI" in reason
+    assert "features, which tell new examples from old ones (AUC" in reason
     assert "label" not in reason
 
 
 def test_another_share_of_classes_and_a_new_class_are_told() -> None:
     for labels in ("aaaaaaab", "abc"):
         (reason,) = found(shift_of(100, labels=labels))
-        assert "label of new images (PSI" in reason
+        assert "label of new examples (PSI" in reason
         assert "brightness" not in reason
 
 
@@ -180,7 +180,7 @@ def test_pictures_of_the_test_that_were_trained_on_hold_the_gate(trained: Path, 
     reasons = [check.reason for check in comparison.checks if check.name == "leak"]
     assert comparison.verdict != "pass" or not reasons
     assert len(reasons) == (policy == "warn")
-    assert not reasons or "leak: 3 images that were trained on" in reasons[0]
+    assert not reasons or "leak: 3 examples that were trained on" in reasons[0]
 
 
 @pytest.mark.usefixtures("no_processes")
@@ -208,8 +208,8 @@ def test_the_comparison_tells_of_darker_pictures(trained: Path, monkeypatch: pyt
     comparison = compare.compare()
     (check,) = (check for check in comparison.checks if check.name == "shift")
     assert check.verdict == "hold"
-    assert "brightness of new images" in check.reason
-    assert "features, which tell new images from old ones" in check.reason
+    assert "brightness of new examples" in check.reason
+    assert "features, which tell new examples from old ones" in check.reason
     page = paths.COMPARISON_REPORT.read_text()
     assert re.search(r'<td class="bad">brightness</td><td>\d+\.\d\d', page)
     assert check.reason.split(":")[0] in paths.COMPARISON_SUMMARY.read_text()

@@ -1,5 +1,6 @@
 """Texts: what a file is found to be, how it becomes tokens, what reads them, and the whole chain with a tiny BERT."""
 
+import ast
 import json
 import os
 import re
@@ -111,6 +112,41 @@ def test_texts_are_registered_served_and_predicted(reviews: tuple[Path, dict[str
     assert "['good', 'bad']" in shown
     required = {line.split("==")[0] for line in packaging._requirements("bert", "text")}
     assert ("transformers" in required, "torchvision" in required) == (True, False)
+
+
+def test_who_reviews_texts_reads_of_no_images(reviews: tuple[Path, dict[str, str]]) -> None:
+    folder, env = reviews
+    refit("register", cwd=folder, env=env)
+    refit("validate", "data/reviews.csv", "--reports", "judged", cwd=folder, env=env)
+    pages = [file for room in ("reports", "judged") for file in (folder / room).iterdir() if file.suffix != ".csv"]
+    assert {"validation.html", "evaluation.html", "label_suspects.html", "comparison.html", "comparison.md",
+            "review.html", "changes.html", "validation.md"} <= {file.name for file in pages}  # fmt: skip
+    said = {file.name: seen(file.read_text()) for file in pages if file.suffix in (".html", ".md")}
+    said["review"] = refit("review", "1", cwd=folder, env=env)
+    assert {name: OF_IMAGES.findall(text) for name, text in said.items() if OF_IMAGES.search(text)} == {}
+
+
+OF_IMAGES = re.compile(r"\b(?:images?|pictures?|photos?|pixels?)\b", re.IGNORECASE)
+
+
+def seen(page: str) -> str:
+    """What is read of a page, titles and alternative texts too."""
+    told = re.findall(r'(?:title|alt|aria-label)="([^"]*)"', page)
+    return " ".join([re.sub(r"<style.*?</style>|<[^>]*>|!\[[^)]*\)", " ", page, flags=re.DOTALL), *told])
+
+
+def test_no_message_for_every_kind_of_example_speaks_of_images() -> None:
+    about_images = {"Paste a part of another image. 0: never.", "images.csv"}  # of CutMix; of older versions
+    found = {}
+    for file in (path for storey in ("flows", "tasks", "refit") for path in (ROOT / storey).rglob("*.py")):
+        if "refit/modality/image" in file.as_posix():
+            continue
+        tree = ast.parse(file.read_text())
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        strings = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in docstrings]
+        said = [n.value for n in strings if isinstance(n.value, str) and OF_IMAGES.search(n.value)]
+        found[file.relative_to(ROOT).as_posix()] = [text for text in said if text not in about_images]
+    assert {file: said for file, said in found.items() if said} == {}
 
 
 def test_a_version_is_made_again_to_the_last_bit(reviews: tuple[Path, dict[str, str]]) -> None:

@@ -101,15 +101,15 @@ def test_a_row_may_break_several_rules(project: Path) -> None:
     [
         (
             [{"content_sha256": f"{4:064x}", "label": "cat"}],
-            "the same content has two labels (2 images), for instance data/1000.png: the same as data/4.png "
+            "the same content has two labels (2 examples), for instance data/1000.png: the same as data/4.png "
             "(dog, this one cat)",
         ),
         (
             [{"error": "empty file"}] * 5,
-            "5 of 65 images are rejected (7.7%, `validate.max_rejected_fraction` allows 5.0%)",
+            "5 of 65 examples are rejected (7.7%, `validate.max_rejected_fraction` allows 5.0%)",
         ),
-        ([{"label": "cow"}], "too few train images in 1 of 3 classes (cow: 0; `validate.min"),
-        ([{"label": "cow"}], "add images, set other shares in `data.test_fraction` and `data.val_fraction`, or give"),
+        ([{"label": "cow"}], "too few train examples in 1 of 3 classes (cow: 0; `validate.min"),
+        ([{"label": "cow"}], "add examples, set other shares in `data.test_fraction` and `data.val_fraction`, or give"),
     ],
 )
 def test_the_set_stops_the_run(project: Path, changed: list[dict[str, Any]], expected: str) -> None:
@@ -125,7 +125,7 @@ def test_one_class_is_not_enough(project: Path) -> None:
 def test_a_required_label_without_images_stops_the_run(edit_params: Callable[..., Params]) -> None:
     rules = edit_params(validate__labels=["cat", "dog", "eel"])
     assert judge(manifest(), rules).failures == (
-        "class eel has no images: mend or add images, or move the label from `validate.labels` to "
+        "class eel has no examples: mend or add examples, or move the label from `validate.labels` to "
         "`validate.retired_labels`",
     )
 
@@ -136,12 +136,12 @@ EELS = [{"label": "eel", "error": "empty file"}, {"label": "eel", "width": 2}, {
 def test_a_class_cannot_vanish(edit_params: Callable[..., Params]) -> None:
     rules = edit_params(validate__max_rejected_fraction=0.5)
     assert judge(manifest(*EELS), rules).failures == (
-        "class eel has no accepted image among 3, mostly for the reason: side outside 8 to 20000 pixels: width is 2 "
-        "(data/1001.png): mend the images, or put the label under `validate.retired_labels` if it is given up on "
+        "class eel has no accepted example among 3, mostly for the reason: side outside 8 to 20000 pixels: width is 2 "
+        "(data/1001.png): mend the examples, or put the label under `validate.retired_labels` if it is given up on "
         "purpose",
     )
     many = [{"label": f"eel {number}", "error": "empty file"} for number in range(10)]
-    assert "eel 7 has no accepted image" in judge(manifest(*many), rules).failures[0]
+    assert "eel 7 has no accepted example" in judge(manifest(*many), rules).failures[0]
     assert "(data/1007.png) and 2 more: mend" in judge(manifest(*many), rules).failures[0]
 
 
@@ -159,7 +159,7 @@ def test_images_of_a_retired_class_are_left_out_and_count_neither_way(edit_param
     assert verdict.failures == ()
     assert set(verdict.accepted["label"]) == {"cat", "dog"}
     bad = [{"label": "cat", "error": "empty file"}] * 4  # of 64 expected ones: 6 %, though of all 115 only 3 %
-    assert "4 of 64 images are rejected (6.2%" in judge(manifest(*eels, *bad), rules).failures[0]
+    assert "4 of 64 examples are rejected (6.2%" in judge(manifest(*eels, *bad), rules).failures[0]
 
 
 def test_a_file_without_a_label_is_no_class(project: Path) -> None:
@@ -235,7 +235,7 @@ def test_when_the_run_stops_the_report_is_there_and_nothing_to_train_on(
     draw(77).save(images / "lone" / "only.png")
     paths.ACCEPTED.parent.mkdir(exist_ok=True)
     paths.ACCEPTED.write_text("of an earlier run")
-    with pytest.raises(DataError, match=r"lone: [01].*All that was found, with pictures: reports/validation.html"):
+    with pytest.raises(DataError, match=r"lone: [01].*All that was found: reports/validation.html"):
         run_stages(edit_params)
     assert not paths.ACCEPTED.exists()
     summary = json.loads(paths.VALIDATION_SUMMARY.read_text())
@@ -312,7 +312,7 @@ def test_what_changed_since_the_last_run() -> None:
     assert (found.appeared, found.vanished) == (("eel",), ())
     assert run_changes(after, before).vanished == ("eel",)
     text = changes_markdown(found, "photos")
-    assert "59 images (before: 60): 0 added, 1 removed, 1 relabelled, 1 moved to another split, 1 rejected now." in text
+    assert "59 examples (before: 60): 0 added, 1 removed, 1 relabelled, 1 moved to another split, 1 rejected" in text
     assert "- rejected now: data/1.png: blank" in text
     assert "data/renamed.png" not in text
     page = changes_page(found, {"data/0.png": "data:image/png;base64,xx"})
@@ -358,11 +358,11 @@ def test_labels_that_may_be_one_are_named(project: Path) -> None:
         ("t-shirt", "t shirt", "case or signs"),
     ]
     verdict = judge(manifest(*[{"label": "dog "}, {"label": "cats"}]), load_params())
-    assert "labels that look the same are different classes: 'dog' (30 images), 'dog ' (1 images); rename them" in (
+    assert "labels that look the same are different classes: 'dog' (30 examples), 'dog ' (1 examples); rename them" in (
         verdict.failures
     )
     said = verdict.findings.set_index("rule")["reason"]
-    assert said["similar_labels"] == "'cat' (30 images) and 'cats' (1) may be one: they differ in a plural"
+    assert said["similar_labels"] == "'cat' (30 examples) and 'cats' (1) may be one: they differ in a plural"
 
 
 def test_a_thousand_names_are_compared_at_once() -> None:
@@ -383,7 +383,7 @@ def test_rare_classes_and_names_that_collide_are_reported(edit_params: Callable[
     assert verdict.failures == ()
     said = verdict.findings.set_index("rule")
     assert said["reason"]["imbalance"].startswith(
-        "1 of 3 classes have less than 1/5 of the train images of cat (11): cow: 1; add images"
+        "1 of 3 classes have less than 1/5 of the train examples of cat (11): cow: 1; add examples"
     )
     assert list(said.loc["colliding_names", "twin"]) == ["data/Straße.png", "data/u\u0308.png"]
 

@@ -321,7 +321,7 @@ def test_new_data_is_reported_and_trained_on(team: Team, first: dict[str, Any]) 
     assert len(team.runs("finetune")) == trainings + 1
     artifacts = team.api("artifacts/filter", flow_runs={"id": {"any_": [run_id]}})
     (changes,) = [entry["data"] for entry in artifacts if entry["key"] == "data-changes"]
-    assert "122 images (before: 120): 3 added, 1 removed, 1 relabelled" in changes
+    assert "122 examples (before: 120): 3 added, 1 removed, 1 relabelled" in changes
     assert "relabelled: data/photos/cat/moved.png: dog -> cat" in changes
     assert len(team.branches()) == 2
 

@@ -44,7 +44,7 @@ def compare(as_json: bool) -> None:
 @click.argument("version")
 @JSON
 def review(version: str, as_json: bool) -> None:
-    """Show candidate VERSION: verdict, comparison, where it came from, digest; reports/review.html has the pictures."""
+    """Show candidate VERSION: verdict, comparison, where it came from, digest; reports/review.html shows examples."""
     from refit import paths
     from tasks.promote import page, where_from
     from tasks.promote import review as look

@@ -32,7 +32,7 @@ def validate_folder(source: Path, project: Path | None, reports: Path) -> Valida
         source: as `data.source` may be.
         project: whose params.yaml is used; None: none.
         reports: the folder for validation.html, validation.json, validation.md, findings.json,
-            rejected.csv, images.csv, and changes.html and .json: what is different from the images.csv that was there.
+            rejected.csv, examples.csv, and changes.html and .json: what is different from the examples.csv of before.
 
     Raises:
         DataError: the source is missing or cannot be read.
@@ -55,7 +55,7 @@ def validate_folder(source: Path, project: Path | None, reports: Path) -> Valida
             verdict = judge(manifest, params)
             summary = report(manifest, verdict, params, reports, roots=(source, Path()))
             images = judged(manifest, verdict.rejected)
-            before = _listed(reports / "images.csv", images)
+            before = _listed(reports / "examples.csv", images)
             changes = run_changes(before, images)
             pictures = excerpts(shown(changes), params.data.modality, roots=(source, Path()))
         finally:
@@ -66,7 +66,7 @@ def validate_folder(source: Path, project: Path | None, reports: Path) -> Valida
     publish_text(
         reports / "validation.md", f"{validation_markdown(summary)}\n\n{changes_markdown(changes, source.name)}\n"
     )
-    publish_table(reports / "images.csv", images)
+    publish_table(reports / "examples.csv", images)
     publish_table(reports / "rejected.csv", verdict.rejected[["path", "label", "split", "rule", "reason", "twin"]])
     return summary
 

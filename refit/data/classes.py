@@ -31,9 +31,9 @@ def without_images(judged: pd.DataFrame, rules: Validate) -> list[str]:
     if not missing:
         return []
     way_out = (
-        "mend the images, or put the label under `validate.retired_labels` if it is given up on purpose"
+        "mend the examples, or put the label under `validate.retired_labels` if it is given up on purpose"
         if rules.labels is None
-        else "mend or add images, or move the label from `validate.labels` to `validate.retired_labels`"
+        else "mend or add examples, or move the label from `validate.labels` to `validate.retired_labels`"
     )
     described = [_describe(label, judged[judged["label"] == label]) for label in missing[:_MOST_NAMED]]
     return [f"{'; '.join(described)}{_and_more(missing)}: {way_out}"]
@@ -41,11 +41,11 @@ def without_images(judged: pd.DataFrame, rules: Validate) -> list[str]:
 
 def _describe(label: str, rejected: pd.DataFrame) -> str:
     if rejected.empty:
-        return f"class {label} has no images"
+        return f"class {label} has no examples"
     kinds = rejected["reason"].str.replace(r"[:;].*$", "", regex=True)
     first = rejected[kinds == kinds.mode().iloc[0]].iloc[0]  # of the most frequent kind
     return (
-        f"class {label} has no accepted image among {len(rejected):,}, mostly for the reason: "
+        f"class {label} has no accepted example among {len(rejected):,}, mostly for the reason: "
         f"{first['reason']} ({first['path']})"
     )
 
@@ -60,7 +60,7 @@ def require_classes(expected: Iterable[str], accepted: Iterable[str], retired: I
     if missing:
         raise DataError(
             f"{origin} knows {', '.join(missing[:_MOST_NAMED])}{_and_more(missing)}, of which the data has no accepted "
-            "image, so that a new model could not say it: bring its images back, or put the label under "
+            "example, so that a new model could not say it: bring its examples back, or put the label under "
             "`validate.retired_labels` if it is given up on purpose"
         )
 

@@ -98,7 +98,7 @@ def _too_many_rejected(judged: pd.DataFrame, params: Params) -> pd.DataFrame:
     return of_set(
         "too_many_rejected",
         [
-            f"{len(bad):,} of {len(expected):,} images are rejected ({len(bad) / len(expected):.1%}, "
+            f"{len(bad):,} of {len(expected):,} examples are rejected ({len(bad) / len(expected):.1%}, "
             f"`validate.max_rejected_fraction` allows {allowed:.1%}); first: {first['path']} ({first['reason']})"
         ],
     )
@@ -123,12 +123,12 @@ def _too_few_images(judged: pd.DataFrame, params: Params) -> pd.DataFrame:
         if short:
             shown = ", ".join(f"{label}: {count}" for label, count in list(short.items())[:8])
             problems.append(
-                f"too few {split} images in {len(short)} of {len(labels)} classes ({shown}; "
+                f"too few {split} examples in {len(short)} of {len(labels)} classes ({shown}; "
                 f"`validate.min_images_per_class.{split}` asks for {needed})"
             )
     if problems:
         problems[-1] += (
-            "; add images, set other shares in `data.test_fraction` and `data.val_fraction`, or give the splits "
+            "; add examples, set other shares in `data.test_fraction` and `data.val_fraction`, or give the splits "
             "yourself (train, val and test folders, or a column `split` in a table)"
         )
     return of_set("too_few_images", problems)
@@ -149,7 +149,7 @@ def _same_label(judged: pd.DataFrame, _params: Params) -> pd.DataFrame:
         "same_label",
         [
             "labels that look the same are different classes: "
-            + ", ".join(f"{label!a} ({counts[label]:,} images)" for label in group)
+            + ", ".join(f"{label!a} ({counts[label]:,} examples)" for label in group)
             + "; rename them"
             for group in same_looking(counts)
         ],
@@ -161,7 +161,7 @@ def _similar_labels(judged: pd.DataFrame, _params: Params) -> pd.DataFrame:
     return of_set(
         "similar_labels",
         [
-            f"{more!r} ({counts[more]:,} images) and {fewer!r} ({counts[fewer]:,}) may be one: they differ in {why}"
+            f"{more!r} ({counts[more]:,} examples) and {fewer!r} ({counts[fewer]:,}) may be one: they differ in {why}"
             for more, fewer, why in similar(counts)
         ],
     )
@@ -182,8 +182,8 @@ def _imbalance(judged: pd.DataFrame, params: Params) -> pd.DataFrame:
     return of_set(
         "imbalance",
         [
-            f"{len(rare)} of {len(learned)} classes have less than 1/{limit:g} of the train images of {most.index[0]} "
-            f"({most.iloc[0]:,}): {shown}; add images, or see `finetune.class_balance`"
+            f"{len(rare)} of {len(learned)} classes have less than 1/{limit:g} of the train examples of "
+            f"{most.index[0]} ({most.iloc[0]:,}): {shown}; add examples, or see `finetune.class_balance`"
         ],
     )
 

@@ -20,12 +20,12 @@ def leak_checks(validation: ValidationSummary, policy: Policy) -> list[Check]:
     """
     found = validation.rules.get("leak")
     if policy == "off":
-        way_out = "`validate.rules.leak: reject` looks, and leaves such images out of the training"
-        return [Check("leak", "hold", f"leak: nobody has looked for test images in the training set; {way_out}", 0)]
+        way_out = "`validate.rules.leak: reject` looks, and leaves such examples out of the training"
+        return [Check("leak", "hold", f"leak: nobody has looked for test examples in the training set; {way_out}", 0)]
     if found is None or policy != "warn":
         return []
     text = (
-        f"leak: {found.count:,} images that were trained on, or chosen by, nearly are images of the test or validation "
+        f"leak: {found.count:,} examples that were trained on, or chosen by, nearly are some of the test or validation "
         "set, so the candidate may only remember them; `validate.rules.leak: reject` leaves them out"
     )
     return [Check("leak", "hold", text, found.count, 0)]
@@ -43,9 +43,9 @@ def shift_checks(shift: Shift | None, settings: ShiftSettings) -> list[Check]:
         return []
     found = [question for question in shift.questions if shows_shift(question, settings)]
     if not found:
-        said = " ".join(shift.remarks) or f"the {shift.num_new:,} new training images look like the champion's"
+        said = " ".join(shift.remarks) or f"the {shift.num_new:,} new training examples look like the champion's"
         return [Check("shift", "pass", f"shift: {said}", 0, 0)]
-    text = f"shift: training images do not look like the champion's: {_in_words(found, settings)}"
+    text = f"shift: training examples do not look like the champion's: {_in_words(found, settings)}"
     if settings.policy == "warn":
         return [Check("shift", "pass", f"{text}; it is only said, as `gate.shift.policy` wants it", len(found), 0)]
     return [Check("shift", settings.policy, text, len(found), 0)]
@@ -54,9 +54,9 @@ def shift_checks(shift: Shift | None, settings: ShiftSettings) -> list[Check]:
 def _in_words(found: Sequence[Question], settings: ShiftSettings) -> str:
     def said(question: Question) -> str:
         if question.measure == "auc":
-            what, limit = "features, which tell new images from old ones", settings.max_auc
+            what, limit = "features, which tell new examples from old ones", settings.max_auc
         else:
-            what, limit = f"{question.name} of {question.of} images", settings.max_psi
+            what, limit = f"{question.name} of {question.of} examples", settings.max_psi
         return f"{what} ({question.measure.upper()} {question.size:.2f}, allowed {limit:.2f})"
 
     return ", ".join(map(said, found))

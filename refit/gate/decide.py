@@ -106,14 +106,14 @@ def _require_evidence(candidate: Side, champion: Side | None) -> None:
         if side is None:
             continue
         if not len(side.scored.labels):
-            raise EvidenceError(f"the {name} was scored on no test image; nothing can be decided")
+            raise EvidenceError(f"the {name} was scored on no test example; nothing can be decided")
         costs = (*side.milliseconds, float(side.bytes)) if len(side.milliseconds) else (math.nan,)
         if not (np.isfinite(side.scored.loss).all() and np.isfinite(side.scored.confidence).all()):
             raise EvidenceError(f"the {name} gives probabilities that are not numbers; nothing can be decided")
         if not all(math.isfinite(cost) and cost > 0 for cost in costs):
             raise EvidenceError(f"the {name}'s latency or size was not measured; nothing can be decided")
     if champion is not None and not np.array_equal(candidate.scored.labels, champion.scored.labels):
-        raise EvidenceError("candidate and champion were not scored on the same images; run `refit compare` again")
+        raise EvidenceError("candidate and champion were not scored on the same examples; run `refit compare` again")
     if champion is not None and len(candidate.milliseconds) != len(champion.milliseconds):
         raise EvidenceError("candidate and champion were not timed in turns; run `refit compare` again")
 
@@ -149,7 +149,7 @@ def _accuracies(candidate: Side, champion: Side, labels: Labels, settings: Gate)
 
 
 _AMONG = "choosing among the champion's classes, where a new one is no win: "
-_ON = "on images of the champion's classes: "
+_ON = "on examples of the champion's classes: "
 
 
 def _accuracy(name: str, where: str, right: np.ndarray, was_right: np.ndarray, settings: Gate) -> _Test:
@@ -158,7 +158,7 @@ def _accuracy(name: str, where: str, right: np.ndarray, was_right: np.ndarray, s
     value = (won - lost) / num_images
     low, high = map(float, paired_interval(won, lost, num_images, settings.confidence))
     numbers = (
-        f"{value:+.2%} ({low:+.2%} to {high:+.2%}); only the candidate is right on {won:,} images, only the champion "
+        f"{value:+.2%} ({low:+.2%} to {high:+.2%}); only the candidate is right on {won:,} examples, only the champion "
         f"on {lost:,} (McNemar p = {float(mcnemar(won, lost)):.3g})"
     )
     verdict, what = _judge_difference(won, lost, num_images, settings)
@@ -187,8 +187,8 @@ def _judge_difference(won: int, lost: int, num_images: int, settings: Gate) -> t
 
 def _how_many(needed: int | None, present: int) -> str:
     if needed is None:
-        return "; at this difference no number of images would show it"
-    return f"; about {needed:,} labelled test images would decide (now {present:,})"
+        return "; at this difference no number of examples would show it"
+    return f"; about {needed:,} labelled test examples would decide (now {present:,})"
 
 
 def _needed(tests: Sequence[_Test]) -> int | None:
@@ -202,14 +202,14 @@ def _missing_classes(candidate: Side, champion: Side | None, labels: Labels) -> 
     known = frozenset() if champion is None else champion.classes
     counts = np.bincount(candidate.scored.labels, minlength=len(labels.names))
     images = dict(zip(labels.names, counts.tolist(), strict=True))
-    way_out = "add labelled images of it and run `refit retrain`, or name it in `validate.retired_labels`"
+    way_out = "add labelled examples of it and run `refit retrain`, or name it in `validate.retired_labels`"
     checks = []
     for name in sorted((labels.source | known | candidate.classes) - labels.retired):
         if name not in candidate.classes:
             whose = "the champion does" if name in known else "the data source has it"
             problem = f"the candidate does not know it, {whose}"
         elif not images.get(name):
-            problem = "no test image, so nothing is known of it"
+            problem = "no test example, so nothing is known of it"
         else:
             continue
         checks.append(Check(f"class {name}", "reject", f"class {name}: {problem}; {way_out}", images.get(name, 0)))
@@ -236,7 +236,7 @@ def _beats_guessing(candidate: Side, settings: Gate) -> Check:
     won, lost = int((right & ~guessed_right).sum()), int((guessed_right & ~right).sum())
     p_value = float(mcnemar(won, lost))
     value, share = float(right.mean()), float(counts[guess] / len(right))
-    numbers = f"{value:.2%} right on {len(right):,} images, against {share:.2%} (McNemar p = {p_value:.3g})"
+    numbers = f"{value:.2%} right on {len(right):,} examples, against {share:.2%} (McNemar p = {p_value:.3g})"
     if value > share and p_value < 1 - settings.confidence:
         return Check("first champion", "pass", f"no champion yet; better than guessing: {numbers}", value, share)
     verdict: Verdict = "reject" if value < share else "hold"

@@ -53,7 +53,7 @@ def recall_floors(tally: Tally, settings: Gate) -> list[Check]:
         is_shown = p_values[group] < 1 - settings.confidence
         if is_shown or nothing_to_lose[group]:
             name, value = tally.names[group], float(recall[group])
-            text = f"{name}: {value:.1%} of {tally.images[group]:,} images right, the floor is {limit:.1%}"
+            text = f"{name}: {value:.1%} of {tally.images[group]:,} examples right, the floor is {limit:.1%}"
             checks.append(Check(f"floor of {name}", "reject" if is_shown else "hold", text, value, limit))
     return checks
 
@@ -77,7 +77,7 @@ def group_drops(tally: Tally, settings: Gate) -> list[Check]:
         if is_shown or lost_any[group] < alpha or too_few[group]:
             name, value = tally.names[group], float(drop[group])
             text = (
-                f"{name}: {value:.1%} fewer of {tally.images[group]:,} images right, allowed are {limit:.1%} "
+                f"{name}: {value:.1%} fewer of {tally.images[group]:,} examples right, allowed are {limit:.1%} "
                 f"(p = {lost_more[group]:.3g} for more than that, corrected for {len(drop)} groups)"
             )
             checks.append(Check(f"drop of {name}", "reject" if is_shown else "hold", text, value, limit))

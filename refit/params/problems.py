@@ -104,7 +104,7 @@ def _finetune_contradictions(params: Params) -> list[str]:
     if finetune.shards & (finetune.shards - 1):
         problems.append(f"`finetune.shards` is {finetune.shards}; it should be a power of two, such as 4")
     if finetune.batch_size != "auto" and finetune.batch_size < 2 * finetune.shards:
-        problems.append("`finetune.batch_size` must be at least twice `finetune.shards`: batch norm needs two images")
+        problems.append("`finetune.batch_size` must be at least twice `finetune.shards`: batch norm needs two examples")
     if finetune.strategy == "head":
         problems += [
             f"`finetune.{name}` has no effect with `finetune.strategy: head`; set it to {off}"

@@ -32,8 +32,8 @@ class Data:
             "zip or tar archive of one of the folders. Track it with `dvc add` or `dvc import-url`.",
         ),
     ]
-    test_fraction: Annotated[Fraction, Field(description="Share of images kept for the test, unless the source says.")]
-    val_fraction: Annotated[Fraction, Field(description="Share of images kept for validation, unless the source says.")]
+    test_fraction: Annotated[Fraction, Field(description="Share kept for the test, unless the source says.")]
+    val_fraction: Annotated[Fraction, Field(description="Share kept for validation, unless the source says.")]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -75,7 +75,7 @@ class Rules:
     near_duplicate: Annotated[Policy, Field(description="nearly the same as another of its split")]
     colliding_names: Annotated[Policy, Field(description="its path differs from another in case or Unicode form only")]
     too_many_rejected: Annotated[PolicyOfSet, Field(description="more rejected than `validate.max_rejected_fraction`")]
-    class_without_images: Annotated[PolicyOfSet, Field(description="an expected class has no accepted image")]
+    class_without_images: Annotated[PolicyOfSet, Field(description="an expected class has no accepted example")]
     unused_exception: Annotated[PolicyOfSet, Field(description="an exception to which nothing corresponds any more")]
     too_few_images: Annotated[PolicyOfSet, Field(description="fewer than `validate.min_images_per_class`")]
     same_label: Annotated[
@@ -85,7 +85,7 @@ class Rules:
     similar_labels: Annotated[
         PolicyOfSet, Field(description="labels that may be one: they differ in case, signs, a plural or one letter")
     ]
-    imbalance: Annotated[PolicyOfSet, Field(description="a class has far fewer images than another")]
+    imbalance: Annotated[PolicyOfSet, Field(description="a class has far fewer examples than another")]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -104,10 +104,10 @@ class Validate:
     ]
     min_images_per_class: MinImages
     max_rejected_fraction: Annotated[
-        float, Field(ge=0.0, le=1.0, description="More rejected images than this share stop the run.")
+        float, Field(ge=0.0, le=1.0, description="More rejected examples than this share stop the run.")
     ]
     max_imbalance: Annotated[
-        float, Field(ge=1.0, description="How many times as many train images one class may have as another.")
+        float, Field(ge=1.0, description="How many times as many train examples one class may have as another.")
     ]
 
 
@@ -182,12 +182,12 @@ class Finetune:
         Field(
             ge=1,
             le=1000,
-            description="Copies of an image whose features are kept while layers are frozen: the image as it is, and "
+            description="Copies of an example whose features are kept while layers are frozen: it as it is, and "
             "this many less one that are augmented. Epochs take turns.",
         ),
     ]
     head_dropout: Annotated[Fraction, Field(description="Dropout before the new output layer.")]
-    epochs: Annotated[Count, Field(description="Passes over the images. The probe of lp_ft and staged comes on top.")]
+    epochs: Annotated[Count, Field(description="Passes over the examples. The probe of lp_ft and staged comes on top.")]
     max_steps: Annotated[Count | None, Field(description="At most so many steps in all; fewer epochs if need be.")]
     max_minutes: Annotated[
         float | None,
@@ -196,7 +196,7 @@ class Finetune:
     early_stopping_epochs: Annotated[
         Count | None, Field(description="Stop after so many epochs without a better one on validation.")
     ]
-    batch_size: Annotated[Annotated[int, Field(ge=2)] | Literal["auto"], Field(description="Images in a step.")]
+    batch_size: Annotated[Annotated[int, Field(ge=2)] | Literal["auto"], Field(description="Examples in a step.")]
     shards: Annotated[
         int,
         Field(
@@ -224,7 +224,7 @@ class Finetune:
         float, Field(ge=0.0, lt=1.0, description="Of the average of the weights that is kept in their place. 0: none.")
     ]
     label_smoothing: Fraction
-    mixup: Annotated[float, Field(ge=0.0, le=10.0, description="Blend pairs of images; Beta(mixup, mixup). 0: never.")]
+    mixup: Annotated[float, Field(ge=0.0, le=10.0, description="Blend two examples; Beta(mixup, mixup). 0: never.")]
     cutmix: Annotated[float, Field(ge=0.0, le=10.0, description="Paste a part of another image. 0: never.")]
     class_balance: Annotated[
         Literal["none", "sampling", "weights"],
@@ -248,7 +248,7 @@ class Evaluate:
     confidence: Annotated[float, Field(gt=0.5, lt=1.0, description="Level of the intervals.")]
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]
     calibration_bins: Annotated[int, Field(ge=2, le=100)]
-    worst_errors: Annotated[int, Field(ge=0, le=200, description="How many mistakes the report shows as pictures.")]
+    worst_errors: Annotated[int, Field(ge=0, le=200, description="How many mistakes the report shows.")]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -301,7 +301,7 @@ class Gate:
     ]
     max_calibration_error_increase: Annotated[Fraction, Field(description="Allowed rise of the calibration error.")]
     max_log_loss_increase: Annotated[float, Field(ge=0.0, description="Allowed rise of the log loss, in nats.")]
-    max_latency_ratio: Annotated[float, Field(gt=0.0, description="Allowed time per image, times the champion's.")]
+    max_latency_ratio: Annotated[float, Field(gt=0.0, description="Allowed time per example, times the champion's.")]
     max_size_ratio: Annotated[float, Field(gt=0.0, description="Allowed size of the weights, times the champion's.")]
     max_probability_error: Annotated[
         float,
@@ -329,7 +329,7 @@ class Flow:
         str | None,
         Field(
             pattern=r"^(dask|ray)(:.+)?$",
-            description="Inspect images on a cluster: dask, dask:<address>, ray, ray:<address>. null: on this machine.",
+            description="Inspect examples on a cluster: dask, dask:<address>, ray, ray:<address>. null: here.",
         ),
     ]
     stage_timeout_hours: Annotated[

@@ -124,8 +124,8 @@ def serving_check(model: Bare | Packed, golden: Golden, max_error: float, name: 
     changed = int((answer.probabilities.argmax(axis=1) != expected.argmax(axis=1)).sum())
     if changed or error > max_error:
         raise EvidenceError(
-            f"{name} does not say what the trained model said: {changed} of {len(expected)} golden images get another "
-            f"label, probabilities differ by up to {error:.2g} (`gate.max_probability_error` is {max_error:g})"
+            f"{name} does not say what the trained model said: {changed} of {len(expected)} golden examples get "
+            f"another label, probabilities differ by up to {error:.2g} (`gate.max_probability_error` is {max_error:g})"
         )
     return ServingCheck(
         num_images=len(expected),

@@ -72,10 +72,9 @@ def images_of(version: Version, bundle: Bundle, settings: Register) -> pd.DataFr
     Raises:
         EvidenceError: the list is not the one that the evidence names.
     """
-    data = tracking.read_file(settings, f"{_place(version, settings)}/images.csv")
-    evidence.require_same_files(
-        {"images.csv": evidence.digest_of(data)}, {"images.csv": bundle.files.get("images.csv", "")}, version.uri
-    )
+    name = "images.csv" if "images.csv" in bundle.files else "examples.csv"  # as it was called before there were texts
+    data = tracking.read_file(settings, f"{_place(version, settings)}/{name}")
+    evidence.require_same_files({name: evidence.digest_of(data)}, {name: bundle.files.get(name, "")}, version.uri)
     return pd.read_csv(io.BytesIO(data), dtype=str)
 
 

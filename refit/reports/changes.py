@@ -45,7 +45,7 @@ def changes_markdown(changes: RunChanges, source: str) -> str:
     ]
     lines = [
         f"## Data in {source}",
-        f"{changes.num_after:,} images (before: {changes.num_before:,}): {', '.join([counts, *more])}. "
+        f"{changes.num_after:,} examples (before: {changes.num_before:,}): {', '.join([counts, *more])}. "
         f"{changes.accepted_after:,} accepted (before: {changes.accepted_before:,}).",
         "",
     ]

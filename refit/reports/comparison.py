@@ -116,10 +116,10 @@ def _overall(comparison: Comparison) -> list[str]:
     ]
     costs = [comparison.costs[side] for side in sides]
     rows += [
-        ("CPU time per image", *(f"{cost.milliseconds_per_image:.1f} ms" for cost in costs), ""),
+        ("CPU time per example", *(f"{cost.milliseconds_per_image:.1f} ms" for cost in costs), ""),
         ("size", *(f"{cost.bytes / 1e6:.1f} MB" for cost in costs), ""),
     ]
-    return table((f"{comparison.num_images:,} test images", *sides, "difference"), rows)
+    return table((f"{comparison.num_images:,} test examples", *sides, "difference"), rows)
 
 
 def _interval(measure: Interval) -> str:
@@ -146,7 +146,7 @@ def _class_lines(comparison: Comparison) -> list[str]:
     if comparison.champion is None or not changed:
         return []
     rows = [(row.label, row.images, row.was_right, row.right, f"{row.change:+d}") for row in changed]
-    return [*table(("class", "images", "champion right", "candidate right", "change"), rows), ""]
+    return [*table(("class", "examples", "champion right", "candidate right", "change"), rows), ""]
 
 
 def _change_lines(changes: Changes | None) -> list[str]:

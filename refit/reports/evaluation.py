@@ -34,9 +34,9 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
         for label, row in evaluation.per_class.items()
     ]
     lines = [
-        f"## Evaluation on {evaluation.num_examples:,} test images",
+        f"## Evaluation on {evaluation.num_examples:,} test examples",
         *table(("metric", "value", f"{evaluation.confidence:.0%} interval"), overall),
         "",
-        *table(("class", "precision", "recall", "F1", "images"), per_class),
+        *table(("class", "precision", "recall", "F1", "examples"), per_class),
     ]
     return "\n".join(lines)

@@ -135,7 +135,7 @@ def validation_markdown(summary: ValidationSummary) -> str:
     verdict = "passed" if summary.passed else "stopped the run"
     lines = [
         f"## Data validation {verdict}",
-        f"{summary.num_accepted:,} of {summary.num_examples:,} images accepted, {summary.num_rejected:,} rejected"
+        f"{summary.num_accepted:,} of {summary.num_examples:,} examples accepted, {summary.num_rejected:,} rejected"
         f"{f', {summary.num_warned:,} with a warning' if summary.num_warned else ''}.",
         "",
         *(f"- **{failure}**" for failure in summary.failures),
