@@ -25,7 +25,7 @@ STAGES = ("ingest", "validate", "fetch", "finetune", "evaluate")
 
 RECIPE = {
     "data": {"source": "glyphs", "test_fraction": 0.05, "val_fraction": 0.1},
-    "validate": {"min_images_per_class": {"train": 5, "val": 2, "test": 2}},
+    "validate": {"min_examples_per_class": {"train": 5, "val": 2, "test": 2}},
     "checkpoint": {"uri": "scratch", "sha256": None},
     "finetune": {
         "model": "shufflenet_v2_x0_5",

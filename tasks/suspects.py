@@ -12,7 +12,7 @@ The suspects (`refit/data/label_errors.py`) change nothing: not the data, not th
 doubtful first. `features.safetensors` has `rows` (n, up to 256) float16 and `sha256s` (n, 32) uint8 of training
 examples, and the digest of what made them: what the next comparison tells a shift by.
 
-Of a set that is larger than `suspects.max_images` so many are looked at, others each time that the set changes.
+Of a set that is larger than `suspects.max_examples` so many are looked at, others each time that the set changes.
 """
 
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ def _kind(params: Params, start: Start) -> tuple[str, Opaque]:
 
 def _chosen(accepted: pd.DataFrame, params: Params) -> pd.DataFrame:
     """So many of the examples, chosen by a hash: all of a set that is not larger."""
-    most = params.suspects.max_images
+    most = params.suspects.max_examples
     if len(accepted) <= most:
         return accepted
     keys = example_keys(accepted["sha256"].tolist())

@@ -127,7 +127,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {
         "data.source": "data/images", "checkpoint.uri": "scratch", "checkpoint.sha256": None,
         "image.finetune.size": 32, "finetune.epochs": 1, "evaluate.bootstrap_samples": 100,
-        "validate.min_images_per_class.val": 1, "register.model_name": "pets",
+        "validate.min_examples_per_class.val": 1, "register.model_name": "pets",
     }  # fmt: skip
     change_params(folder / "params.yaml", changes)
     shutil.copy(ROOT / "dvc.yaml", folder)

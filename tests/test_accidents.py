@@ -100,7 +100,7 @@ def test_the_next_run_looks_again_at_what_had_an_accident(
     from dvc.repo import Repo
 
     write_image_folder(images, per_class=60)
-    edit_params(data__source="data/images", validate__min_images_per_class__val=1)
+    edit_params(data__source="data/images", validate__min_examples_per_class__val=1)
     Repo.init(no_scm=True)
     lines = (ROOT / "dvc.yaml").read_text()
     bounds = [("  environment:", "  sample:"), ("  ingest:", "  fetch:")]
@@ -135,7 +135,7 @@ def test_an_accident_is_a_rejected_image_and_not_in_the_manifests_columns(
         return [child.accident(image_file.INSPECTED, "not enough memory"), *found[1:]]
 
     monkeypatch.setattr(inspection, "inspect_some", one_is_lost)
-    run_stages(edit_params, validate__min_images_per_class__val=1)
+    run_stages(edit_params, validate__min_examples_per_class__val=1)
     assert list(pd.read_parquet("data/rejected.parquet")["reason"]) == [
         "not enough memory; the next `refit retrain` or `validate` tries again, or `dvc repro -f ingest`"
     ]

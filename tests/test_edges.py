@@ -27,7 +27,7 @@ def project(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     write_image_folder(folder / "data" / "images", per_class=60)
     changes = {
         "data.source": "data/images", "checkpoint.uri": "scratch", "checkpoint.sha256": None,
-        "image.finetune.size": 32, "validate.min_images_per_class.val": 1, "validate.max_rejected_fraction": 0.2,
+        "image.finetune.size": 32, "validate.min_examples_per_class.val": 1, "validate.max_rejected_fraction": 0.2,
     }  # fmt: skip
     change_params(folder / "params.yaml", changes)
     dvc("repro", cwd=folder, env=environment(home))

@@ -145,7 +145,7 @@ def test_a_drop_that_is_shown_but_not_its_size_is_held() -> None:
     assert (names(decision, "hold"), names(decision, "reject")) == ({"drop of class 1"}, set())
 
 
-def test_a_class_of_too_few_images_to_show_anything_is_held_when_it_loses_some() -> None:
+def test_a_class_of_too_few_examples_to_show_anything_is_held_when_it_loses_some() -> None:
     labels = np.array([0] * 100 + [1] * 100 + [2] * 4)
     decision = decide(side(labels, [200]), side(labels, range(40)), LABELS, [], SETTINGS, 10, 17)
     assert names(decision, "hold") == {"drop of class 2"}

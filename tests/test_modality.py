@@ -22,7 +22,7 @@ def project(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     shutil.copytree(ROOT / "tests/modalities/numbers", folder / "refit/modality/numbers")
     with (folder / "params.yaml").open("a") as file:
         file.write(SECTION)
-    change_params(folder / "params.yaml", {"validate.min_images_per_class.val": 1})
+    change_params(folder / "params.yaml", {"validate.min_examples_per_class.val": 1})
     said = refit("use", "numbers", cwd=folder, env=env)
     assert "params.yaml: data.modality, checkpoint.uri, checkpoint.sha256, finetune.model," in said
     dvc("repro", cwd=folder, env=env)

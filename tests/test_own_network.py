@@ -134,7 +134,7 @@ def project(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     write_image_folder(folder / "data/images", per_class=40)
     changes = {
         "data.source": "data/images", "checkpoint.uri": "scratch", "checkpoint.sha256": None,
-        "image.finetune.size": 32, "validate.min_images_per_class.val": 1, "finetune.model": "nets.small:build",
+        "image.finetune.size": 32, "validate.min_examples_per_class.val": 1, "finetune.model": "nets.small:build",
         "finetune.head_dropout": 0.1, "finetune.epochs": 3, "finetune.learning_rate": 0.02,
         "register.model_name": "pets", "register.experiment": "pets",
     }  # fmt: skip

@@ -115,7 +115,7 @@ def test_of_a_large_set_a_part_is_looked_at(trained: Path) -> None:
 
     accepted = pd.read_parquet(paths.ACCEPTED)
     pd.concat([accepted, accepted], ignore_index=True).to_parquet(paths.ACCEPTED)
-    change_params(Path("params.yaml"), {"suspects.max_images": 100, "suspects.shown": 0})
+    change_params(Path("params.yaml"), {"suspects.max_examples": 100, "suspects.shown": 0})
     stage.main()
     page = paths.LABEL_SUSPECTS_REPORT.read_text()
     assert f"of {2 * (accepted['split'] == 'test').sum():,}" in page

@@ -126,7 +126,7 @@ def test_who_reviews_texts_reads_of_no_images(reviews: tuple[Path, dict[str, str
     assert {name: OF_IMAGES.findall(text) for name, text in said.items() if OF_IMAGES.search(text)} == {}
 
 
-OF_IMAGES = re.compile(r"\b(?:images?|pictures?|photos?|pixels?)\b", re.IGNORECASE)
+OF_IMAGES = re.compile(r"(?<![a-z])(?:images?|pictures?|photos?|pixels?)(?![a-z])", re.IGNORECASE)
 
 
 def seen(page: str) -> str:

@@ -197,7 +197,7 @@ def set_up(images: Path, edit_params: Callable[..., Params], **changes: Any) -> 
     defaults = {
         "data__source": "data/images", "checkpoint__uri": "scratch", "checkpoint__sha256": None,
         "image__finetune__size": 32, "finetune__epochs": 3, "finetune__batch_size": 16,
-        "evaluate__bootstrap_samples": 100,        "validate__min_images_per_class__val": 1,
+        "evaluate__bootstrap_samples": 100,        "validate__min_examples_per_class__val": 1,
     }  # fmt: skip
     edit_params(**defaults | changes)
     for stage in (ingest, validate, fetch):

@@ -153,7 +153,7 @@ def test_a_retired_class_may_vanish(edit_params: Callable[..., Params]) -> None:
 
 
 def test_images_of_a_retired_class_are_left_out_and_count_neither_way(edit_params: Callable[..., Params]) -> None:
-    rules = edit_params(validate__retired_labels=["eel"], validate__min_images_per_class__val=1)
+    rules = edit_params(validate__retired_labels=["eel"], validate__min_examples_per_class__val=1)
     eels = [{"label": "eel"}] * 50 + [{"label": "eel", "content_sha256": f"{4:064x}"}]
     verdict = judge(manifest(*eels), rules)
     assert verdict.failures == ()
@@ -218,7 +218,7 @@ def run_stages(edit_params: Callable[..., Params], **changes: Any) -> None:
 def test_bad_files_are_reported_and_the_rest_goes_on(images: Path, edit_params: Callable[..., Params]) -> None:
     write_image_folder(images, per_class=60)
     bad = bad_files(images / "cat")
-    run_stages(edit_params, validate__max_rejected_fraction=0.2, validate__min_images_per_class__val=1)
+    run_stages(edit_params, validate__max_rejected_fraction=0.2, validate__min_examples_per_class__val=1)
     rejected = pd.read_parquet(paths.REJECTED)
     assert {Path(path).name for path in rejected["path"]} == set(bad)
     assert rejected["reason"].str.len().min() > 0
@@ -279,7 +279,7 @@ def test_pictures_on_the_page_are_ours_and_of_the_bytes_that_were_judged(
     large.save(images / "cat/large.jpg", comment=hidden)
     (images / "cat/large.jpg").write_bytes((images / "cat/large.jpg").read_bytes() + hidden)
     shutil.copy(images / "cat/large.jpg", images / "cat/large2.jpg")
-    edit_params(data__source="data/images", validate__min_images_per_class={"train": 1, "val": 1, "test": 1})
+    edit_params(data__source="data/images", validate__min_examples_per_class={"train": 1, "val": 1, "test": 1})
     ingest.main()
     manifest = pd.read_parquet(paths.MANIFEST)
     (images / "cat/copy.png").write_bytes(b"something else now")
@@ -325,7 +325,7 @@ def test_the_accepted_set_is_described_for_catalogues_and_loaders(
 ) -> None:
     import mlcroissant
 
-    run_stages(edit_params, validate__min_images_per_class={"train": 1, "val": 1, "test": 1})
+    run_stages(edit_params, validate__min_examples_per_class={"train": 1, "val": 1, "test": 1})
     assert str(paths.CROISSANT) in read_yaml(ROOT / "dvc.yaml")["stages"]["validate"]["outs"]
     described = mlcroissant.Dataset(str(paths.CROISSANT))
     assert "not standard" not in caplog.text
@@ -378,7 +378,7 @@ def test_rare_classes_and_names_that_collide_are_reported(edit_params: Callable[
         {"path": "data/u\u0308.png"},
         {"path": "data/ü.png"},
     ]
-    rules = edit_params(validate__max_imbalance=5.0, validate__min_images_per_class={"train": 1, "val": 1, "test": 1})
+    rules = edit_params(validate__max_imbalance=5.0, validate__min_examples_per_class={"train": 1, "val": 1, "test": 1})
     verdict = judge(manifest(*few, *names), rules)
     assert verdict.failures == ()
     said = verdict.findings.set_index("rule")

@@ -203,7 +203,7 @@ def team(tmp_path_factory: pytest.TempPathFactory, prefect_api: str, origin: Pat
     run("git", "checkout", "--quiet", "-B", "main", cwd=seed, env=env)
     run("git", "push", "--quiet", "--set-upstream", "origin", "main", cwd=seed, env=env)
     changes = {
-        "data.source": "data/photos", "finetune.epochs": 12, "validate.min_images_per_class.val": 1,
+        "data.source": "data/photos", "finetune.epochs": 12, "validate.min_examples_per_class.val": 1,
         "register.model_name": "pets", "register.experiment": "pets", "flow.training_deployment": "finetune/gpu",
         "flow.worker_silence_seconds": SILENCE_SECONDS,
     }  # fmt: skip

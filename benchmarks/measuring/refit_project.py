@@ -57,7 +57,7 @@ def settings_of(setting: Setting) -> dict[str, object]:
     return {
         "seed": setting.seed,
         "data.source": "data/photos",
-        "validate.min_images_per_class": {"train": 1, "val": 1, "test": 1},
+        "validate.min_examples_per_class": {"train": 1, "val": 1, "test": 1},
         "validate.max_rejected_fraction": 0.5,
         "checkpoint.uri": "scratch" if base is None else f"file:{base}",
         "checkpoint.sha256": None if base is None else digest_of(base),

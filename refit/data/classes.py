@@ -1,6 +1,6 @@
 """No class may vanish without a word: which classes are expected, and what is said of one that is missing.
 
-complaints = without_images(judged, rules)
+complaints = without_examples(judged, rules)
 require_classes(["cat", "dog"], ["cat"], retired=(), origin="the champion models:/pets/3")
 """
 
@@ -14,7 +14,7 @@ from ..params import Validate
 _MOST_NAMED = 8
 
 
-def without_images(judged: pd.DataFrame, rules: Validate) -> list[str]:
+def without_examples(judged: pd.DataFrame, rules: Validate) -> list[str]:
     """What is said of expected classes none of whose images is accepted.
 
     Expected are `validate.labels` where they are given (they say what is to be left out), else all labels of the

@@ -2,7 +2,7 @@
 
     rules = rules_of(params)                                   by name, with the policy of params.yaml
     found("duplicate", reasons, twins)                         what one rule found in rows of the manifest
-    of_set("too_few_images", "too few train images in …")      or in the set as a whole
+    of_set("too_few_examples", "too few train images in …")      or in the set as a whole
 
 A rule is a field of `Rules` in `refit/params/sections.py`, or in the settings of a modality: its name, its policy, and
 what it finds, in words. It finds examples: by a check of a column (`row_schema`, and `rules.py` of the modality), or as

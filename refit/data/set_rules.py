@@ -1,7 +1,7 @@
 """The rules that look at more than one row, each a function that gives the findings of the rules with its names.
 
     AMONG_USABLE["duplicate",](rows, params)         rows of the manifest that no earlier rule has rejected
-    ON_OUTCOME["too_few_images"](judged, params)     all rows with `reason` (null: accepted) and `rule`
+    ON_OUTCOME["too_few_examples"](judged, params)     all rows with `reason` (null: accepted) and `rule`
 
 They run in the order in which they stand here. A new one is a function here, a field of `Rules` in
 `refit/params/sections.py`, and its policy in params.yaml.
@@ -15,7 +15,7 @@ import pandas as pd
 
 from .. import modality
 from ..params import SPLITS, Params
-from .classes import without_images
+from .classes import without_examples
 from .duplicates import SIDES, groups, leaks, near_duplicates
 from .labels import same_looking, similar
 from .rules import all_of, found, of_set, rules_of
@@ -104,34 +104,34 @@ def _too_many_rejected(judged: pd.DataFrame, params: Params) -> pd.DataFrame:
     )
 
 
-def _class_without_images(judged: pd.DataFrame, params: Params) -> pd.DataFrame:
-    return of_set("class_without_images", without_images(judged, params.validate))
+def _class_without_examples(judged: pd.DataFrame, params: Params) -> pd.DataFrame:
+    return of_set("class_without_examples", without_examples(judged, params.validate))
 
 
-def _too_few_images(judged: pd.DataFrame, params: Params) -> pd.DataFrame:
+def _too_few_examples(judged: pd.DataFrame, params: Params) -> pd.DataFrame:
     accepted = judged[judged["reason"].isna()]
     labels = sorted(set(accepted["label"]))
     if len(labels) < 2:
         found_labels = ", ".join(labels) or "none"
-        return of_set("too_few_images", [f"at least two classes are needed, found {len(labels)} ({found_labels})"])
+        return of_set("too_few_examples", [f"at least two classes are needed, found {len(labels)} ({found_labels})"])
     counts = accepted.groupby(["label", "split"]).size()
     problems = []
     for split in SPLITS:
-        needed = getattr(params.validate.min_images_per_class, split)
+        needed = getattr(params.validate.min_examples_per_class, split)
         short = {label: int(counts.get((label, split), 0)) for label in labels}
         short = {label: count for label, count in short.items() if count < needed}
         if short:
             shown = ", ".join(f"{label}: {count}" for label, count in list(short.items())[:8])
             problems.append(
                 f"too few {split} examples in {len(short)} of {len(labels)} classes ({shown}; "
-                f"`validate.min_images_per_class.{split}` asks for {needed})"
+                f"`validate.min_examples_per_class.{split}` asks for {needed})"
             )
     if problems:
         problems[-1] += (
             "; add examples, set other shares in `data.test_fraction` and `data.val_fraction`, or give the splits "
             "yourself (train, val and test folders, or a column `split` in a table)"
         )
-    return of_set("too_few_images", problems)
+    return of_set("too_few_examples", problems)
 
 
 def _colliding_names(rows: pd.DataFrame, _params: Params) -> pd.DataFrame:
@@ -144,7 +144,7 @@ def _colliding_names(rows: pd.DataFrame, _params: Params) -> pd.DataFrame:
 
 
 def _same_label(judged: pd.DataFrame, _params: Params) -> pd.DataFrame:
-    counts = _images_by_label(judged)
+    counts = _examples_by_label(judged)
     return of_set(
         "same_label",
         [
@@ -157,7 +157,7 @@ def _same_label(judged: pd.DataFrame, _params: Params) -> pd.DataFrame:
 
 
 def _similar_labels(judged: pd.DataFrame, _params: Params) -> pd.DataFrame:
-    counts = _images_by_label(judged)
+    counts = _examples_by_label(judged)
     return of_set(
         "similar_labels",
         [
@@ -167,7 +167,7 @@ def _similar_labels(judged: pd.DataFrame, _params: Params) -> pd.DataFrame:
     )
 
 
-def _images_by_label(judged: pd.DataFrame) -> dict[str, int]:
+def _examples_by_label(judged: pd.DataFrame) -> dict[str, int]:
     labelled = judged[(judged["rule"] != "retired") & (judged["label"] != "")]
     return {str(label): int(count) for label, count in labelled["label"].value_counts().items()}
 
@@ -197,8 +197,8 @@ AMONG_USABLE: dict[tuple[str, ...], SetRule] = {
 
 ON_OUTCOME: dict[str, SetRule] = {
     "too_many_rejected": _too_many_rejected,
-    "class_without_images": _class_without_images,
-    "too_few_images": _too_few_images,
+    "class_without_examples": _class_without_examples,
+    "too_few_examples": _too_few_examples,
     "same_label": _same_label,
     "similar_labels": _similar_labels,
     "imbalance": _imbalance,

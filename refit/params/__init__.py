@@ -35,7 +35,7 @@ from .sections import (
     Flow,
     Fraction,
     Gate,
-    MinImages,
+    MinExamples,
     Params,
     Policy,
     PolicyOfUnusable,
@@ -48,7 +48,7 @@ from .sections import (
 
 __all__ = [
     "SPLITS", "STRICT", "Checkpoint", "Count", "Data", "Deploy", "Evaluate", "Finetune", "Flow", "Fraction", "Gate",
-    "MinImages", "Params", "Policy", "PolicyOfUnusable", "Register", "Rules", "ShiftSettings", "Suspects", "Validate",
+    "MinExamples", "Params", "Policy", "PolicyOfUnusable", "Register", "Rules", "ShiftSettings", "Suspects", "Validate",
     "as_dict", "as_yaml", "load_params", "modalities", "moves", "public", "pure", "read_yaml", "schema",
     "training_digest", "use", "without_credentials",
 ]  # fmt: skip

@@ -37,8 +37,8 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class MinImages:
-    """The fewest accepted images that each class must have, per split."""
+class MinExamples:
+    """The fewest accepted examples that each class must have, per split."""
 
     train: Count
     val: Count
@@ -75,9 +75,9 @@ class Rules:
     near_duplicate: Annotated[Policy, Field(description="nearly the same as another of its split")]
     colliding_names: Annotated[Policy, Field(description="its path differs from another in case or Unicode form only")]
     too_many_rejected: Annotated[PolicyOfSet, Field(description="more rejected than `validate.max_rejected_fraction`")]
-    class_without_images: Annotated[PolicyOfSet, Field(description="an expected class has no accepted example")]
+    class_without_examples: Annotated[PolicyOfSet, Field(description="an expected class has no accepted example")]
     unused_exception: Annotated[PolicyOfSet, Field(description="an exception to which nothing corresponds any more")]
-    too_few_images: Annotated[PolicyOfSet, Field(description="fewer than `validate.min_images_per_class`")]
+    too_few_examples: Annotated[PolicyOfSet, Field(description="fewer than `validate.min_examples_per_class`")]
     same_label: Annotated[
         PolicyOfSet,
         Field(description="labels that look the same: they differ in spaces, Unicode form or alphabet only"),
@@ -102,7 +102,7 @@ class Validate:
         tuple[str, ...],
         Field(description="Labels given up on purpose; any other label of the source or the champion must be there."),
     ]
-    min_images_per_class: MinImages
+    min_examples_per_class: MinExamples
     max_rejected_fraction: Annotated[
         float, Field(ge=0.0, le=1.0, description="More rejected examples than this share stop the run.")
     ]
@@ -255,7 +255,7 @@ class Evaluate:
 class Suspects:
     """Which labels are doubted. Nothing in here can change a model or a verdict."""
 
-    max_images: Annotated[
+    max_examples: Annotated[
         int, Field(ge=100, description="Of a larger set so many are looked at, others each time that it changes.")
     ]
     shown: Annotated[int, Field(ge=0, le=1000, description="How many the page shows; the table has all.")]
