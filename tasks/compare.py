@@ -30,7 +30,17 @@ from refit.data.summary import ValidationSummary
 from refit.errors import EvidenceError, TrackingError, WorkspaceError, run_stage
 from refit.files import publish_table, publish_text, sha256_of_file
 from refit.gate.checks import Check, Groups, Labels, Side
-from refit.gate.comparison import FORMAT, Changes, Compared, Comparison, Costs, SideName, class_rows, side_measures
+from refit.gate.comparison import (
+    FORMAT,
+    Changes,
+    Compared,
+    Comparison,
+    Costs,
+    SideName,
+    class_rows,
+    side_measures,
+    slice_rows,
+)
 from refit.gate.data_checks import leak_checks, shift_checks
 from refit.gate.decide import Decision, decide
 from refit.gate.evidence import Bundle
@@ -88,8 +98,9 @@ def compare() -> Comparison:
     features = read_features(paths.FEATURES)
     shift = _shift(params, champion, accepted, features)
     bins, about_data = params.evaluate.calibration_bins, _about_data(params, shift)
-    decision = decide(new, old, labels, _slices(accepted, params), params.gate, bins, params.seed, about_data)
-    comparison = _describe(params, decision, champion, new, old, labels, accepted, shift)
+    slices = _slices(accepted, params)
+    decision = decide(new, old, labels, slices, params.gate, bins, params.seed, about_data)
+    comparison = _describe(params, decision, champion, new, old, labels, slices, accepted, shift)
     train = accepted[accepted["split"] == "train"]
     publish_record(paths.PROFILE, profile_of(train, _columns(params), features))
     _publish(params, comparison, test, accepted, new, old, labels, candidate)
@@ -280,6 +291,7 @@ def _describe(
     new: Side,
     old: Side | None,
     labels: Labels,
+    slices: Sequence[Groups],
     accepted: pd.DataFrame,
     shift: Shift | None,
 ) -> Comparison:
@@ -302,6 +314,7 @@ def _describe(
         num_images=len(new.scored.labels),
         overall=measured,
         per_class=class_rows(new, old, labels.names),
+        per_slice=slice_rows(new, old, slices),
         costs={name: Costs(side.milliseconds_per_image, side.bytes) for name, side in sides.items()},
         changes=_changes(params, champion, accepted) if champion else None,
         gate=as_dict(settings),

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: measures the model on the test images, which nothing before this has looked at.
+"""Stage `evaluate`: measures the model on the test examples, which nothing before this has looked at.
 
     python -m tasks.evaluate      models/model.*, test rows of data/accepted.parquet
                                   -> metrics/evaluation.json (the measures of the whole set, for `dvc metrics`),
@@ -27,7 +27,7 @@ from refit.reports.evaluation import WorstError, evaluation_page
 from refit.scoring import metrics
 from refit.scoring.evaluation import evaluate
 from refit.training.determinism import be_deterministic
-from refit.training.examples import Examples, read_split
+from refit.training.examples import Examples, read_split, slices_of
 
 _PIECE = 256
 """Images that are in memory at once."""
@@ -53,6 +53,7 @@ def main() -> None:
         settings.confidence,
         params.seed,
         classifier.card.weights_sha256,
+        _slices(test, examples, classifier),
     )
     predictions = _predictions(test, probabilities, scored, classifier.classes)
 
@@ -75,6 +76,13 @@ def _probabilities(classifier: Classifier, examples: Examples) -> Iterator[np.nd
     for start in track(starts, "evaluate", len(starts)):
         rows = np.arange(start, min(start + _PIECE, len(examples)))
         yield classifier.probabilities(torch.from_numpy(examples.rows.gather(rows)))
+
+
+def _slices(test: pd.DataFrame, examples: Examples, classifier: Classifier) -> dict[str, np.ndarray]:
+    """By what the model is judged apart: (n,) words, by name."""
+    kind = classifier.card.modality
+    columns = {name: test[name].to_numpy() for name in modality.settings(kind).SLICES}
+    return columns | slices_of(examples, kind, classifier.preprocessing)
 
 
 def _predictions(

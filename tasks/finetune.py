@@ -31,7 +31,7 @@ from refit.records import as_plain, parse_record, publish_record, read_record
 from refit.training.arithmetic import Arithmetic, choose_arithmetic, keep_memory
 from refit.training.choices import pinned
 from refit.training.determinism import be_deterministic, environment
-from refit.training.examples import Examples, read_split
+from refit.training.examples import Examples, read_split, slices_of
 from refit.training.job import Feed, Job
 from refit.training.lineage import lineage_of
 from refit.training.loop import Fitted, fit
@@ -93,7 +93,8 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
         stopped_after=pinned().stopped_after,
     )
     say(f"{settings.model} for {len(classes)} classes, {len(train):,} examples, on {device}")
-    for line in (*plan.in_words(), f"{made_in.precision}, {made_in.num_threads} threads: {arithmetic.reason}"):
+    read = _read_of(train, name, start)
+    for line in (*plan.in_words(), *read, f"{made_in.precision}, {made_in.num_threads} threads: {arithmetic.reason}"):
         say(f"  {line}")
     keeper = Keeper(_fingerprint(params, classes, accepted, base, job))
     fitted = fit(job, keeper, ranks)
@@ -104,10 +105,20 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     with publishing(paths.MODEL_WEIGHTS) as partial_file:
         save_file(plain(fitted.weights), partial_file)
     publish_table(paths.HISTORY, as_table(fitted.history))
-    publish_record(paths.MODEL_CARD, _card(params, start, base, accepted, fitted, job, made_in))
+    card = _card(params, start, base, accepted, fitted, job, made_in)
+    publish_record(paths.MODEL_CARD, dataclasses.replace(card, plan=(*card.plan, *read)))
     publish_json(paths.WORK, dataclasses.asdict(fitted.work))
     keeper.clear()
     say(f"epoch {fitted.best_epoch} is the best on validation: {paths.MODEL_WEIGHTS}")
+
+
+def _read_of(train: Examples, modality_name: str, start: Start) -> list[str]:
+    """How much of the training examples the network sees, as far as the modality tells: a line for each property."""
+    lines = []
+    for name, words in slices_of(train, modality_name, start.preprocessing).items():
+        counts = pd.Series(words).value_counts().items()
+        lines.append(f"{name} of the training examples: " + ", ".join(f"{count:,} {word}" for word, count in counts))
+    return lines
 
 
 def _pretrained(loaded: Loaded) -> Pretrained:

@@ -9,7 +9,8 @@ import pytest
 
 from refit.errors import EvidenceError
 from refit.gate import statistics
-from refit.gate.checks import Labels, Side
+from refit.gate.checks import Groups, Labels, Side
+from refit.gate.comparison import ClassRow, slice_rows
 from refit.gate.decide import Decision, decide
 from refit.params import Gate, load_params
 from refit.scoring.metrics import Scored
@@ -57,6 +58,15 @@ def judge(new: Any, old: Any, num_images: int = 600, how: Gate = SETTINGS, **cos
     labels = np.arange(num_images) % 3
     champion = None if old is None else side(labels, old)
     return decide(side(labels, new, **costs), champion, LABELS, [], how, 10, seed=17)
+
+
+def test_of_each_slice_it_is_counted_what_each_side_gets_right() -> None:
+    labels, halves = np.arange(6) % 3, Groups(("length short", "length long"), np.array([0, 0, 0, 0, 1, 1]))
+    both = slice_rows(side(labels, [0, 5]), side(labels, [4, 5]), [halves])
+    assert both == {"length short": ClassRow(4, 3, 4), "length long": ClassRow(2, 1, 0)}
+    assert [row.change for row in both.values()] == [-1, 1]
+    alone = slice_rows(side(labels, [0]), None, [halves])
+    assert alone == {"length short": ClassRow(4, 3, None), "length long": ClassRow(2, 2, None)}
 
 
 def names(decision: Decision, verdict: str) -> set[str]:
@@ -346,7 +356,7 @@ def test_the_first_champion_must_beat_guessing_and_the_floors() -> None:
 
 
 def test_missing_evidence_is_an_error_and_never_a_verdict() -> None:
-    with pytest.raises(EvidenceError, match="no test image"):
+    with pytest.raises(EvidenceError, match="no test example"):
         judge([], [], num_images=0)
     labels = np.arange(60) % 3
     good = side(labels, range(0))

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 
+from refit.reports.evaluation import evaluation_markdown, evaluation_page
 from refit.scoring import measures, metrics
+from refit.scoring.evaluation import evaluate
 from refit.training.determinism import example_keys, step_seed, uniforms
 
 GENERATOR = np.random.default_rng(5)
@@ -23,6 +25,21 @@ def test_the_measures_are_those_of_scikit_learn() -> None:
     expected = precision_recall_fscore_support(LABELS, predicted)
     for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
         assert measures.per_class(SCORED)[name] == pytest.approx(values)
+
+
+def test_each_slice_has_an_accuracy_with_an_interval() -> None:
+    half = np.where(np.arange(400) < 300, "first", "last")
+    found = evaluate(SCORED, "abcd", 10, 100, 0.95, 3, "", {"half": half, "all": np.full(400, "same")})
+    assert {name: list(rows) for name, rows in found.slices.items()} == {"half": ["first", "last"], "all": ["same"]}
+    right = SCORED.predicted == LABELS
+    for name, which in (("first", half == "first"), ("last", half == "last")):
+        row = found.slices["half"][name]
+        assert (row.accuracy.value, row.support) == (pytest.approx(right[which].mean()), which.sum())
+        assert row.accuracy.low < row.accuracy.value < row.accuracy.high
+    assert found.slices["all"]["same"].accuracy == found.overall["accuracy"]
+    page, summary = evaluation_page(found, []), evaluation_markdown(found)
+    assert "half: first" in page
+    assert f"| half: last | {right[300:].mean():.4f} |" in summary
 
 
 def test_calibration_error_by_hand() -> None:

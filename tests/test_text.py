@@ -61,7 +61,7 @@ def reviews(origin: Path, home: Path) -> tuple[Path, dict[str, str]]:
         "data.modality": "text", "data.source": "data/reviews.csv", "checkpoint.uri": "file:base/tiny",
         "checkpoint.sha256": pin, "finetune.model": "bert", "finetune.strategy": "lp_ft", "finetune.epochs": 8,
         "finetune.learning_rate": 0.003, "finetune.batch_size": 16, "finetune.layer_decay": 0.9,
-        "text.finetune.max_tokens": 16, "text.finetune.hide": 0.1, "gate.slices": ["length", "script"],
+        "text.finetune.max_tokens": 12, "text.finetune.hide": 0.1, "gate.slices": ["length", "script"],
         "register.model_name": "reviews", "register.experiment": "reviews",
     }  # fmt: skip
     change_params(folder / "params.yaml", changes)
@@ -84,6 +84,14 @@ def test_texts_are_ingested_validated_and_learned(reviews: tuple[Path, dict[str,
     assert card["pretrained"]["share"] == 1.0
     assert json.loads((folder / "metrics/evaluation.json").read_text())["accuracy"]["value"] > 0.9
     manifest = pd.read_parquet(folder / "data/manifest.parquet")
+    accepted = pd.read_parquet(folder / "data/accepted.parquet")
+    words = accepted["words"] + 2  # [CLS] and [SEP]
+    cut = words[accepted["split"] == "train"] > 12
+    assert f"tokens of the training examples: {(~cut).sum():,} all read, {cut.sum():,} cut at 12" in card["plan"]
+    judged = json.loads((folder / "reports/evaluation.json").read_text())["slices"]
+    assert judged["tokens"]["cut at 12"]["support"] == (words[accepted["split"] == "test"] > 12).sum()
+    assert (set(judged["length"]), set(judged["script"])) == ({"short"}, {"latin"})
+    assert "tokens: cut at 12" in (folder / "reports/evaluation.html").read_text()
     assert {"words", "length", "script"} <= set(manifest.columns)
     work = json.loads((folder / ".refit/live/work.json").read_text())
     assert work["rest_forwards"] > work["frozen_forwards"] > 0, "the frozen encoder ran once for each text"
@@ -334,14 +342,27 @@ def tiny(**more: object) -> Preprocessing:
 
 def test_a_text_becomes_a_row_of_tokens_and_back() -> None:
     row = examples.prepare("\ufeff a  b\r\nc ".encode(), tiny())
-    assert (row.tolist(), row.dtype) == ([1, 2, 3, -1, -1, -1], np.int32)
+    assert (row.tolist(), row.dtype) == ([1, 2, 3, -1, -1, -1, -1], np.int32)
     assert examples.picture(row, tiny()) == "“a b c”"
-    assert examples.prepare(b"a b c a b c a b", tiny()).tolist() == [1, 2, 3, 1, 2, 3]
+    assert examples.prepare(b"a b c a b c a b", tiny()).tolist() == [1, 2, 3, 1, 2, 3, examples.MORE]
     assert examples.request(" é ".encode()) == "é"
     assert examples.parse("é") == "é".encode()
     assert examples.parse(b"x") == b"x"
     with pytest.raises(ValueError, match="a text is expected, found int"):
         examples.parse(3)
+
+
+def test_a_text_that_is_cut_is_known_and_read_like_one_that_fits() -> None:
+    import torch
+
+    from refit.modality.text import networks
+
+    prepared = rows(tiny(), "a b c a b c", "a b c a b c a", "a")
+    assert examples.slices(prepared, tiny())["tokens"].tolist() == ["all read", "cut at 6", "all read"]
+    assert networks.extents(prepared).tolist() == [6, 6, 1]
+    fed = networks.network_input(torch.from_numpy(prepared), tiny())
+    assert fed.shape == (3, 6)
+    assert fed[0].tolist() == fed[1].tolist()
 
 
 def test_a_run_of_tokens_is_hidden_but_for_the_ends() -> None:

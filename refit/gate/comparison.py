@@ -1,7 +1,7 @@
 """Candidate and champion on the same test examples: reports/comparison.json as a record."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from ..data.shift import Shift
 from ..scoring.evaluation import Bin, reliability_bins
 from ..scoring.intervals import Interval, with_intervals
 from ..scoring.metrics import Scored
-from .checks import Check, Side, Verdict, verdict_of
+from .checks import Check, Groups, Side, Verdict, verdict_of
 
 FORMAT: Literal[1] = 1
 SideName = Literal["candidate", "champion"]
@@ -48,7 +48,7 @@ class SideMeasures:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """Test examples of one class, and how many of them the candidate, and the champion, got right."""
+    """Test examples of one class or slice, and how many of them the candidate, and the champion, got right."""
 
     images: int
     right: int
@@ -95,6 +95,7 @@ class Comparison:
     gate: Mapping[str, object]  # the settings used
     seed: int
     shift: Shift | None = None  # None: no champion to compare with, or not looked at, or of before it was
+    per_slice: Mapping[str, ClassRow] = field(default_factory=dict)  # of `gate.slices`
 
     def __post_init__(self) -> None:
         """A verdict that somebody wrote over the checks' is read nowhere."""
@@ -112,12 +113,18 @@ def side_measures(scored: Scored, num_bins: int, num_resamples: int, confidence:
 
 def class_rows(new: Side, old: Side | None, classes: tuple[str, ...]) -> dict[str, ClassRow]:
     """How many of each class each side got right."""
-    right, support = _right_by_class(new.scored), np.bincount(new.scored.labels, minlength=len(classes))
-    was_right = [None] * len(classes) if old is None else _right_by_class(old.scored)
-    rows = zip(support.tolist(), right, was_right, strict=True)
-    return {label: ClassRow(*row) for label, row in zip(classes, rows, strict=True)}
+    return _rows(new, old, Groups(classes, new.scored.labels))
 
 
-def _right_by_class(scored: Scored) -> list[int]:
-    hits = scored.labels[scored.predicted == scored.labels]
-    return [int(count) for count in np.bincount(hits, minlength=scored.num_classes)]
+def slice_rows(new: Side, old: Side | None, slices: Sequence[Groups]) -> dict[str, ClassRow]:
+    """How many of each slice each side got right."""
+    return {name: row for groups in slices for name, row in _rows(new, old, groups).items()}
+
+
+def _rows(new: Side, old: Side | None, groups: Groups) -> dict[str, ClassRow]:
+    def count(codes: np.ndarray) -> list[int]:
+        return [int(number) for number in np.bincount(codes, minlength=len(groups.names))]
+
+    was_right = [None] * len(groups.names) if old is None else count(groups.codes[old.right])
+    rows = zip(count(groups.codes), count(groups.codes[new.right]), was_right, strict=True)
+    return {name: ClassRow(*row) for name, row in zip(groups.names, rows, strict=True)}

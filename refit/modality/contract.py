@@ -162,7 +162,10 @@ class Examples(Protocol):
     """`examples.py`. `REQUIRES` names the packages that a registered model needs to read its examples. `prepare` and
     `parse` raise ValueError, in words for the user, for what they cannot read. `request` gives a file's bytes as a
     request would have them. `picture` gives what a page shows of an example: the address of a picture
-    (data:image/…), or words."""
+    (data:image/…), or words.
+
+    `slices` says of (n, …) prepared examples by what a model may be judged apart, beside the manifest's columns: by
+    name, a word for each example. None: by nothing."""
 
     @property
     def INPUT(self) -> str: ...  # noqa: N802
@@ -176,6 +179,9 @@ class Examples(Protocol):
     def request(self, content: bytes) -> object: ...
 
     def picture(self, prepared: "np.ndarray", preprocessing: Opaque) -> str: ...
+
+    @property
+    def slices(self) -> "Callable[[np.ndarray, Opaque], Mapping[str, np.ndarray]] | None": ...
 
 
 @dataclass(frozen=True)

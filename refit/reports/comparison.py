@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from ..data.shift import FEATURES, Question
 from ..gate.checks import Verdict
-from ..gate.comparison import Changes, Comparison
+from ..gate.comparison import Changes, ClassRow, Comparison
 from ..gate.data_checks import shows_shift
 from ..params import ShiftSettings
 from ..scoring.intervals import Interval
@@ -47,7 +47,9 @@ class _Column:
 
 
 @dataclass(frozen=True)
-class _Class:
+class _Group:
+    """A class or a slice."""
+
     label: str
     images: int
     right: int
@@ -71,7 +73,8 @@ def comparison_page(comparison: Comparison, pictures: Disagreements | None, mode
             name=model_name,
             headline=_WORDS[comparison.verdict],
             measures=_MEASURES,
-            classes=_classes(comparison),
+            classes=_groups(comparison.per_class),
+            slices=_groups(comparison.per_slice),
             shifts=_shifts(comparison),
         )
     )
@@ -133,20 +136,18 @@ def _difference(comparison: Comparison, measure: str) -> str:
     return ""
 
 
-def _classes(comparison: Comparison) -> list[_Class]:
-    """Classes with the largest loss first."""
-    rows = [
-        _Class(label, row.images, row.right, row.was_right, row.change) for label, row in comparison.per_class.items()
-    ]
+def _groups(found: Mapping[str, ClassRow]) -> list[_Group]:
+    """Those with the largest loss first."""
+    rows = [_Group(label, row.images, row.right, row.was_right, row.change) for label, row in found.items()]
     return sorted(rows, key=lambda row: (row.change or 0, row.label))
 
 
 def _class_lines(comparison: Comparison) -> list[str]:
-    changed = [row for row in _classes(comparison) if row.change]
+    changed = [row for found in (comparison.per_class, comparison.per_slice) for row in _groups(found) if row.change]
     if comparison.champion is None or not changed:
         return []
     rows = [(row.label, row.images, row.was_right, row.right, f"{row.change:+d}") for row in changed]
-    return [*table(("class", "examples", "champion right", "candidate right", "change"), rows), ""]
+    return [*table(("class or slice", "examples", "champion right", "candidate right", "change"), rows), ""]
 
 
 def _change_lines(changes: Changes | None) -> list[str]:

@@ -24,7 +24,7 @@ def evaluation_page(evaluation: Evaluation, worst: Sequence[WorstError]) -> str:
 
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
-    """The evaluation in two tables: overall with intervals, and per class."""
+    """The evaluation in tables: overall with intervals, per class, and by slices."""
     overall = [
         (name.replace("_", " "), f"{metric.value:.4f}", f"{metric.low:.4f} to {metric.high:.4f}")
         for name, metric in evaluation.overall.items()
@@ -33,10 +33,22 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
         (label, f"{row.precision:.3f}", f"{row.recall:.3f}", f"{row.f1:.3f}", f"{row.support:,}")
         for label, row in evaluation.per_class.items()
     ]
+    slices = [
+        (
+            f"{name}: {value}",
+            f"{row.accuracy.value:.4f}",
+            f"{row.accuracy.low:.4f} to {row.accuracy.high:.4f}",
+            f"{row.support:,}",
+        )
+        for name, rows in evaluation.slices.items()
+        for value, row in rows.items()
+    ]
+    interval = f"{evaluation.confidence:.0%} interval"
     lines = [
         f"## Evaluation on {evaluation.num_examples:,} test examples",
-        *table(("metric", "value", f"{evaluation.confidence:.0%} interval"), overall),
+        *table(("metric", "value", interval), overall),
         "",
         *table(("class", "precision", "recall", "F1", "examples"), per_class),
+        *(["", *table(("slice", "accuracy", interval, "examples"), slices)] if slices else []),
     ]
     return "\n".join(lines)

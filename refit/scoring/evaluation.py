@@ -1,10 +1,12 @@
 """How good a model is on the test examples: reports/evaluation.json as a record."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from . import measures
-from .intervals import Interval, with_intervals
+from .intervals import Interval, wilson, with_intervals
 from .metrics import Scored
 
 
@@ -16,6 +18,14 @@ class ClassMeasures:
     recall: float
     f1: float
     support: int  # test examples
+
+
+@dataclass(frozen=True)
+class SliceMeasures:
+    """Of the test examples that have something in common."""
+
+    accuracy: Interval
+    support: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class Evaluation:
     confusion: Confusion
     reliability: tuple[Bin, ...]  # bins that hold any prediction
     weights_sha256: str  # of the model
+    slices: Mapping[str, Mapping[str, SliceMeasures]] = field(default_factory=dict)  # by property and value of it
 
 
 def evaluate(
@@ -56,6 +67,7 @@ def evaluate(
     confidence: float,
     seed: int,
     weights_sha256: str,
+    slices: Mapping[str, np.ndarray],
 ) -> Evaluation:
     """Measure what was scored.
 
@@ -64,6 +76,7 @@ def evaluate(
         num_resamples: of the bootstrap.
         confidence: level of the intervals.
         seed: of the bootstrap.
+        slices: (n,) words, by the name of the property that they say something of.
     """
     return Evaluation(
         num_examples=len(scored.labels),
@@ -73,6 +86,7 @@ def evaluate(
         confusion=Confusion(tuple(classes), tuple(map(tuple, measures.confusion_matrix(scored).tolist()))),
         reliability=reliability_bins(scored, num_bins),
         weights_sha256=weights_sha256,
+        slices={name: _per_slice(scored, words, confidence) for name, words in slices.items()},
     )
 
 
@@ -84,6 +98,14 @@ def reliability_bins(scored: Scored, num_bins: int) -> tuple[Bin, ...]:
         for confidence, accuracy, count in zip(table["confidence"], table["accuracy"], table["count"], strict=True)
         if count
     )
+
+
+def _per_slice(scored: Scored, words: np.ndarray, confidence: float) -> dict[str, SliceMeasures]:
+    """By word, the most frequent one first."""
+    values, of_value, counts = np.unique(words.astype(str), return_inverse=True, return_counts=True)
+    right = np.bincount(of_value, weights=scored.predicted == scored.labels)
+    rows = sorted(zip(values.tolist(), right.tolist(), counts.tolist(), strict=True), key=lambda row: -row[2])
+    return {value: SliceMeasures(wilson(hits / count, count, confidence), count) for value, hits, count in rows}
 
 
 def _per_class(scored: Scored, classes: Sequence[str]) -> dict[str, ClassMeasures]:

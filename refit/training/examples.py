@@ -27,6 +27,8 @@ from .determinism import example_keys
 _PIECE = 64
 """Examples that are decoded side by side, and held in memory until they are kept."""
 
+_TOLD_AT_ONCE = 1024
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -72,6 +74,16 @@ def read_split(
         shelf=Shelf("decoded", _preparation_digest(modality_name, preprocessing)),
         prepare=_Preparation(files, modality_name, preprocessing, f"read {split}"),
     )
+
+
+def slices_of(examples: Examples, modality_name: str, preprocessing: Opaque) -> dict[str, np.ndarray]:
+    """What the modality says of prepared examples, by which a model may be judged apart: by name, (n,) words."""
+    told = modality.examples(modality_name).slices
+    if told is None:
+        return {}
+    pieces = np.array_split(np.arange(len(examples)), max(1, len(examples) // _TOLD_AT_ONCE))
+    found = [told(examples.rows.gather(piece), preprocessing) for piece in pieces]
+    return {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ INPUT = "image"
 
 REQUIRES = ("pillow", "torchvision")
 
+slices = None
+"""A picture is judged apart by the manifest's columns alone."""
+
 Example = bytes | np.ndarray
 """An encoded file; or pixels, (height, width), or (height, width, channels) with 1 (gray), 3 (RGB) or 4 (RGBA)
 channels, uint8."""

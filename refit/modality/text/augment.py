@@ -13,7 +13,7 @@ def augment(examples: Tensor, draws: Tensor, settings: Finetune) -> Tensor:
     """Hide a run of tokens of each text, of random length and place; never its first and its last token.
 
     Args:
-        examples: (n, max_tokens) as `prepare` gives them.
+        examples: (n, max_tokens + 1) as `prepare` gives them.
         draws: (n, 2) float32, uniform in [0, 1).
 
     Returns:

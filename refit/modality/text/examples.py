@@ -20,19 +20,24 @@ REQUIRES = ("tokenizers", "transformers")
 NOTHING = -1
 """Stands behind the last token of a text."""
 
+MORE = -3
+"""Stands in the last place of a text that has more tokens than are read."""
+
 
 def prepare(example: bytes, preprocessing: Preprocessing) -> np.ndarray:
-    """One text, in UTF-8, as its tokens (max_tokens,) int32, and NOTHING behind them.
+    """One text, in UTF-8, as its tokens (max_tokens + 1,) int32, NOTHING behind them, and in the end MORE if it has.
 
     Raises:
         ValueError: the text cannot be read; the message is for the user.
         WorkspaceError: the extra `text` is not installed.
     """
-    tokens = _tokenizer(preprocessing.tokenizer, preprocessing.max_tokens).encode(files.decode(example)).ids
-    if not tokens:
+    found = _tokenizer(preprocessing.tokenizer, preprocessing.max_tokens).encode(files.decode(example))
+    if not found.ids:
         raise ValueError("a text in which the tokenizer finds nothing")
-    row = np.full(preprocessing.max_tokens, NOTHING, dtype=np.int32)
-    row[: len(tokens)] = tokens
+    row = np.full(preprocessing.max_tokens + 1, NOTHING, dtype=np.int32)
+    row[: len(found.ids)] = found.ids
+    if found.overflowing:
+        row[-1] = MORE
     return row
 
 
@@ -58,6 +63,11 @@ def picture(prepared: np.ndarray, preprocessing: Preprocessing) -> str:
     """A row of `prepare` as text, in quotation marks: what the network read of it."""
     tokenizer = _tokenizer(preprocessing.tokenizer, preprocessing.max_tokens)
     return f"“{tokenizer.decode([int(token) for token in prepared if token >= 0])}”"
+
+
+def slices(prepared: np.ndarray, preprocessing: Preprocessing) -> dict[str, np.ndarray]:
+    """Which of (n, max_tokens + 1) texts, as `prepare` gives them, the network reads to their end."""
+    return {"tokens": np.where(prepared[:, -1] == MORE, f"cut at {preprocessing.max_tokens}", "all read")}
 
 
 @lru_cache(maxsize=4)

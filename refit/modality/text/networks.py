@@ -125,12 +125,12 @@ def names_today(names: Collection[str]) -> dict[str, str]:
 
 
 def extents(examples: np.ndarray) -> np.ndarray:
-    """(n, max_tokens) as `prepare` gives them -> (n,) int64: how many tokens each has."""
-    return np.asarray((examples != NOTHING).sum(axis=1), dtype=np.int64)
+    """(n, max_tokens + 1) as `prepare` gives them -> (n,) int64: how many tokens of each are read."""
+    return np.asarray((examples[:, :-1] != NOTHING).sum(axis=1), dtype=np.int64)
 
 
 def network_input(examples: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """(n, max_tokens) int32 -> (n, num_tokens) int64: as long as the longest of them, NOTHING behind the rest."""
-    longest = int((examples != NOTHING).sum(1).max())
+    """(n, max_tokens + 1) int32 -> (n, num_tokens) int64: as long as the longest of them, NOTHING behind the rest."""
+    longest = int((examples[:, :-1] != NOTHING).sum(1).max())
     tokens = examples[:, :longest].long()
     return tokens.masked_fill(tokens == HIDDEN, preprocessing.hidden_token)

@@ -7,6 +7,7 @@ from .preprocessing import Preprocessing
 
 INPUT = "numbers"
 REQUIRES = ()
+slices = None
 
 
 def prepare(example: bytes, preprocessing: Preprocessing) -> np.ndarray:
