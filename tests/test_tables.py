@@ -37,6 +37,7 @@ CELLS = {
     "label": st.one_of(st.sampled_from(["cat", "dog", "", " "]), ODD),
     "split": st.one_of(st.sampled_from(["train", "val", "test", "valid", "TEST", "dev", ""]), ODD),
     "group": st.one_of(st.sampled_from(["p1", "p2", ""]), ODD),
+    "id": st.one_of(st.sampled_from(["r1", "r2", "../r3", ""]), ODD),
     "extra": ODD,
 }
 

@@ -468,6 +468,27 @@ def test_a_folder_may_have_a_table_for_each_split_or_files_by_class(tmp_path: Pa
     ]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
+def test_an_example_of_a_table_is_called_by_its_id(tmp_path: Path, suffix: str) -> None:
+    ids = ["r-1", "../../up", "r-1", "", "été 2", "x" * 300, "x" * 301, "..", ".hidden", "7"]
+    table = pd.DataFrame({"id": ids, "text": [f"text {number}" for number in range(10)], "label": "good"})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    table.to_parquet(tmp_path / "t.parquet")
+    table.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+    listed = list_examples(tmp_path / f"t.{suffix}", tmp_path / "unpacked", "text")
+    usable = {example.path: example.path.read_text() for example in listed if example.error is None}
+    assert sorted(usable.values()) == [f"text {number}" for number in (0, 1, 4, 5, 6, 7, 8, 9)]
+    assert {path.parent for path in usable} == {tmp_path / "unpacked/rows" / f"t.{suffix}"}
+    names = {text: path.name for path, text in usable.items()}
+    assert [names[f"text {n}"] for n in (0, 1, 4, 7, 8, 9)] == [
+        "r-1.txt", "%2E%2E%2F%2E%2E%2Fup.txt", "été 2.txt", "%2E%2E.txt", "%2Ehidden.txt", "7.txt",
+    ]  # fmt: skip
+    faulty = {(example.error, example.rule) for example in listed if example.error}
+    assert faulty == {("row 3: the id 'r-1' is that of row 1", "id"), ("row 4: no id", "id")}
+    (tmp_path / "p.csv").write_text("id,path,label\n1,x.txt,good\n1,y.txt,good\n")
+    assert not any(example.error for example in list_examples(tmp_path / "p.csv", tmp_path / "unpacked", "text"))
+
+
 def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     rows = [{"text": None, "label": "x"}, {"text": "a", "label": None}, {"text": "b", "label": "x", "split": "tset"}]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -691,10 +712,17 @@ def test_nothing_outside_of_the_room_knows_texts() -> None:
 def test_a_table_of_texts_is_judged_by_a_projects_rules(project: Path) -> None:
     from flows.cli.folder import validate_folder
 
-    summary = validate_folder(table_of_texts(project), project, project / "reports")
+    source = table_of_texts(project)
+    table = pd.read_csv(source, keep_default_na=False)
+    table.assign(id=[f"r{row}" for row in range(242)] + ["r0"]).to_csv(source, index=False)
+    summary = validate_folder(source, project, project / "reports")
+    counts = {name: (rule.policy, rule.count) for name, rule in summary.rules.items()}
+    assert counts == {"empty": ("reject", 1), "id": ("reject", 1), "script": ("warn", 1)}
+    table.assign(id=[f"r{row}" for row in range(243)]).to_csv(source, index=False)
+    summary = validate_folder(source, project, project / "reports")
     counts = {name: (rule.policy, rule.count) for name, rule in summary.rules.items()}
     assert counts == {"empty": ("reject", 1), "script": ("warn", 1), "leak": ("reject", 1)}
     assert (summary.num_examples, summary.num_accepted) == (243, 241)
     rejected = pd.read_csv(project / "reports/rejected.csv").set_index("rule")
     assert "leak: a near-duplicate of test" in rejected.loc["leak", "reason"]
-    assert rejected.loc["leak", "twin"].endswith("00000011.txt")
+    assert rejected.loc["leak", "twin"].endswith("/r10.txt")

@@ -54,7 +54,7 @@ def inspect_some(
     paths = [example.path for example in examples if example.error is None]
     found = inspect_in_children(paths, modality_name, num_children)
     for example in examples:
-        yield next(found) if example.error is None else kind(error=example.error, rule="misplaced")
+        yield next(found) if example.error is None else kind(error=example.error, rule=example.rule)
 
 
 def _note_accidents(examples: Sequence[Example], inspections: Sequence[Inspection]) -> None:

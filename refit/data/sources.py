@@ -4,7 +4,7 @@
 
 Layouts, in the order in which they are recognised:
 
-    photos/labels.csv (or labels.parquet)     a table with path, label and optionally split and group, beside its images
+    photos/labels.csv (or labels.parquet)     a table with path, label and optionally split and group, beside its files
     photos/{train,val,test}/<class>/*         splits given by folders; a missing one is made from train
     photos/<class>/*                          a folder per class
     labels.csv, labels.parquet                a table alone; paths count from its folder
@@ -12,17 +12,20 @@ Layouts, in the order in which they are recognised:
 
 Where examples are short, a table may hold them: a column of the modality's (`text`) in the place of `path`, in
 .csv, .parquet or .jsonl; or a table for each split, {train,val,test}.csv, in a folder. Each is written to a file of its
-own, so that whatever comes after knows files only.
+own, so that whatever comes after knows files only; it is called by its `id`, where the table has that column, else by
+the number of its row.
 
 A single file that cannot be used (a stray one, a link out of the source) is an example with an `error`.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import quote
 
 from ..errors import DataError
 from ..params import SPLITS
@@ -34,20 +37,22 @@ if TYPE_CHECKING:
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SPLIT_TABLES = {**_SPLIT_FOLDERS, "dev": "val"}
 _TABLE_SUFFIXES = (".csv", ".parquet", ".jsonl")
+_LONGEST_NAME = 180  # bytes
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}  # what file managers leave behind
 _IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled file. `split` is what the source says, if it does; `error` is why it cannot be used; examples of one
-    `group` (a patient, a device, a burst) stay on one side."""
+    """One labelled file. `split` is what the source says, if it does; `error` is why it cannot be used, and `rule` the
+    one in params.yaml that it then breaks; examples of one `group` (a patient, a device, a burst) stay on one side."""
 
     path: Path
     label: str
     split: str | None = None
     error: str | None = None
     group: str = ""
+    rule: str = "misplaced"
 
 
 def list_examples(source: Path, unpack_to: Path, column: str | None = None) -> list[Example]:
@@ -214,22 +219,51 @@ def _from_table(table: Path, inside: _Inside, split_of_all: str | None = None) -
         )
     splits = frame["split"] if "split" in frame.columns else [split_of_all] * len(frame)
     groups = frame["group"] if "group" in frame.columns else [None] * len(frame)
-    rows = enumerate(zip(frame[key], frame["label"], splits, strict=True), start=1)
-    if key == "path":
-        found = [_table_row(table, str(path), label, split, row) for row, (path, label, split) in rows]
-    else:
-        folder = inside.unpack_to / "rows" / table.name
+    ids = [_text(value) for value in frame["id"]] if key != "path" and "id" in frame.columns else []  # a path is one
+    faults = _faults_of_ids(ids) or [None] * len(frame)
+    names = list(map(_file_name, ids)) or [f"{row:08d}" for row in range(1, len(frame) + 1)]
+    folder = inside.unpack_to / "rows" / table.name
+    if key != "path":
         folder.mkdir(parents=True, exist_ok=True)
-        found = [_held_row(table, folder, value, label, split, row) for row, (value, label, split) in rows]
-    return [replace(example, group=_text(group)) for example, group in zip(found, groups, strict=True)]
+    found = []
+    rows = zip(frame[key], frame["label"], splits, groups, names, faults, strict=True)
+    for row, (value, label, split, group, name, fault) in enumerate(rows, start=1):
+        if fault:
+            example = Example(table, _text(label), error=f"row {row}: {fault}", rule="id")
+        elif key == "path":
+            example = _table_row(table, str(value), label, split, row)
+        else:
+            example = _held_row(table, folder / name, value, label, split, row)
+        found.append(replace(example, group=_text(group)))
+    return found
 
 
-def _held_row(table: Path, folder: Path, value: object, label: object, split: object, row: int) -> Example:
-    """An example that the table holds, written to a file of its own."""
+def _faults_of_ids(ids: list[str]) -> list[str | None]:
+    """What is wrong with the id of each row; of rows with one id the first may keep it."""
+    rows: dict[str, int] = {}
+    for row, name in enumerate(ids, start=1):
+        rows.setdefault(name, row)
+    return [
+        "no id" if not name else f"the id {name[:80]!r} is that of row {rows[name]}" if rows[name] != row else None
+        for row, name in enumerate(ids, start=1)
+    ]
+
+
+def _file_name(name: str) -> str:
+    """An id as the name of a file: as it is, where that can be; others for others."""
+    if not re.fullmatch(r"\w[\w.@ -]*", name):
+        name = quote(name, safe="", errors="surrogatepass").replace(".", "%2E")
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    return f"{name.encode()[: _LONGEST_NAME // 2].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def _held_row(table: Path, file: Path, value: object, label: object, split: object, row: int) -> Example:
+    """An example that the table holds, written to a file of its own; one in words is called `.txt` as well."""
     if not isinstance(value, str | bytes):
         return Example(table, "", error=f"row {row}: no example")
     content = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
-    file = folder / f"{row:08d}{'.txt' if isinstance(value, str) else ''}"
+    file = file.with_name(f"{file.name}.txt") if isinstance(value, str) else file
     file.write_bytes(content)
     return _labelled(file, label, split, row)
 

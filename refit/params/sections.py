@@ -28,8 +28,8 @@ class Data:
         Field(
             min_length=1,
             description="A folder of class folders; a folder with train/val/test folders of class folders; a folder "
-            "with labels.csv or labels.parquet; a CSV or Parquet table with path, label and optionally split; or a "
-            "zip or tar archive of one of the folders. Track it with `dvc add` or `dvc import-url`.",
+            "with labels.csv or labels.parquet; a table (CSV, Parquet, JSON lines) with path, or text and id, "
+            "label, and optionally split and group; or a zip or tar of these. Track it: `dvc add`, `dvc import-url`.",
         ),
     ]
     test_fraction: Annotated[Fraction, Field(description="Share kept for the test, unless the source says.")]
@@ -61,6 +61,7 @@ class Rules:
     """The rules for examples of any kind, each with its policy; those of one kind are in the modality's section."""
 
     misplaced: Annotated[PolicyOfUnusable, Field(description="not where the layout of the source has examples")]
+    id: Annotated[PolicyOfUnusable, Field(description="id missing, or that of another row of the table")]
     unreadable: Annotated[PolicyOfUnusable, Field(description="cannot be read")]
     empty: Annotated[PolicyOfUnusable, Field(description="empty file")]
     bomb: Annotated[PolicyOfUnusable, Field(description="more content, bytes or time than is allowed for one file")]
