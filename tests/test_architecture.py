@@ -57,6 +57,7 @@ OWNERS = {
     "mlflow": {"refit.registry", "refit.model.serving"},
     "pandera": {"tasks.validate", "refit.data.rules", "refit.data.exceptions", "refit.modality"},
     "torchvision": {"refit.modality.image"},
+    "py3langid": {"refit.modality.text"},
     "transformers": {"refit.modality.text"},
     "tokenizers": {"refit.modality.text"},
     "ruamel": {"refit.params"},

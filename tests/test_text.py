@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pandera.pandas as pa
 import pytest
 from safetensors.torch import load_file
 
@@ -24,9 +25,10 @@ from refit import paths
 from refit.checkpoint import folder as folders
 from refit.checkpoint import hub
 from refit.data.duplicates import near_duplicates
+from refit.data.rules import broken
 from refit.data.sources import list_examples
 from refit.errors import CheckpointError, DataError, ParamsError, WorkspaceError
-from refit.modality.text import augment, duplicates, examples, files, sample, settings
+from refit.modality.text import augment, duplicates, examples, files, rules, sample, settings
 from refit.modality.text.preprocessing import Preprocessing, read_preprocessing
 from refit.params import Params
 from refit.registry import packaging
@@ -465,6 +467,37 @@ def test_a_folder_may_have_a_table_for_each_split_or_files_by_class(tmp_path: Pa
     assert [(text, label) for text, label, *_ in found_in(tmp_path / "classes", tmp_path)] == [
         ("bad", "bad"),
         ("good", "good"),
+    ]
+
+
+TOLD = {
+    "en": "The film is a warm and clever story about two friends who meet again after many years.",
+    "de": "Der Film ist eine warme und kluge Geschichte von zwei Freunden, die sich nach Jahren wiedersehen.",
+    "fr": "Le film est une histoire chaleureuse et intelligente de deux amis qui se retrouvent des années plus tard.",
+}
+
+
+def test_the_language_of_a_text_is_told_where_it_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def language(text: str) -> str:
+        (tmp_path / "text").write_text(text)
+        return files.inspect(tmp_path / "text").language
+
+    assert {name: language(text) for name, text in TOLD.items()} == {name: name for name in TOLD}
+    assert (language("Ein kurzer Satz."), language("1 2 3 4 5 6 7 8 9 10 11 12")) == ("", "")
+    files._identifier.cache_clear()
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
+    assert language(TOLD["de"]) == "", "texts are validated without the extra `text`"
+    files._identifier.cache_clear()
+
+
+def test_a_text_in_another_language_than_most_is_found(edit_params: Callable[..., Params]) -> None:
+    validate = edit_params(**TEXT).of_modality.validate
+    assert validate.rules.language == "warn"
+    told = pd.DataFrame({"language": ["en", "", "fr", "en", "", ""], "script": "latin", "words": 20})
+    schema = pa.DataFrameSchema(rules.row_columns(validate))
+    found = broken(told.assign(control_characters=0, html_tags=0), schema)
+    assert found[["row", "rule", "reason"]].to_numpy().tolist() == [
+        [2, "language", "another language than most texts: language is fr"]
     ]
 
 

@@ -13,12 +13,17 @@ import re
 import stat
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..contract import Inspection, UnusableError
+
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
 
 COLUMN = "text"
 """The column of a table that holds texts."""
@@ -37,6 +42,10 @@ of all that either has (Jaccard), with a standard deviation of 0.04."""
 _RUN = 5  # letters
 _MOST_LETTERS = 100_000  # of a longer text, its beginning is compared
 _AT_ONCE = 4096  # runs, in half a megabyte
+
+_TELLING_WORDS = 9  # of fewer, one in eight English sentences is taken for another language
+_TELLING_LETTERS = 2_000
+_SURE = 0.5  # docs/texts.md: how many are told, and how many wrongly
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _HTML = re.compile(r"</?[a-zA-Z][^<>]{0,200}>|&(?:[a-zA-Z]{2,8}|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
@@ -58,6 +67,7 @@ class TextInspection(Inspection):
     words: int = 0  # runs of letters and digits, and signs
     length: str = ""  # one of LENGTHS
     script: str = ""  # of most of its letters, in Unicode's names: latin, cyrillic, cjk, …
+    language: str = ""  # by ISO 639: en, de, …; empty: short, uncertain, or py3langid is not installed
     control_characters: int = 0  # tabs and line ends aside
     html_tags: int = 0  # and entities
 
@@ -67,7 +77,8 @@ INSPECTED = TextInspection
 
 def decided_by() -> dict[str, str | None]:
     """What decides how a text is read, beside the bytes and this file: Unicode's tables, tokenizers, networks."""
-    return {"unicode": unicodedata.unidata_version, **{name: _version(name) for name in ("tokenizers", "transformers")}}
+    packages = ("py3langid", "tokenizers", "transformers")
+    return {"unicode": unicodedata.unidata_version, **{name: _version(name) for name in packages}}
 
 
 def _version(package: str) -> str | None:
@@ -105,6 +116,7 @@ def inspect(path: Path) -> TextInspection:
         words=words,
         length=LENGTHS[(words > _SHORT) + (words > _MEDIUM)],
         script=_script(text),
+        language=_language(text) if words >= _TELLING_WORDS else "",
         control_characters=sum(unicodedata.category(sign) == "Cc" and sign not in "\t\n" for sign in text),
         html_tags=len(_HTML.findall(text)),
     )
@@ -206,3 +218,21 @@ def _script(text: str) -> str:
         if name:
             counts[name] = counts.get(name, 0) + 1
     return max(sorted(counts), key=counts.__getitem__, default="none")
+
+
+def _language(text: str) -> str:
+    """As py3langid (Lui and Baldwin 2012) tells it from runs of bytes."""
+    identifier = _identifier()
+    if identifier is None:
+        return ""
+    language, probability = identifier.classify(text[:_TELLING_LETTERS])
+    return str(language) if probability >= _SURE else ""
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> "LanguageIdentifier | None":
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        return None  # texts can be validated without the extra `text`
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -6,6 +6,8 @@ import pandera.pandas as pa
 from .files import LENGTHS
 from .settings import Validate
 
+_UNKNOWN = ("none", "")
+
 
 def manifest_columns() -> dict[str, pa.Column]:
     """What `files.inspect` says of a text beside what is said of every file."""
@@ -14,6 +16,7 @@ def manifest_columns() -> dict[str, pa.Column]:
         "words": pa.Column("int64", pa.Check.ge(0)),
         "length": pa.Column(str, pa.Check.isin(["", *LENGTHS])),
         "script": pa.Column(str),
+        "language": pa.Column(str),
         "control_characters": pa.Column("int64", pa.Check.ge(0)),
         "html_tags": pa.Column("int64", pa.Check.ge(0)),
     }
@@ -36,12 +39,13 @@ def row_columns(settings: Validate) -> dict[str, pa.Column]:
         ),
     }
     columns["script"] = pa.Column(str, pa.Check(_is_usual, error="script: other letters than most texts have"))
+    columns["language"] = pa.Column(str, pa.Check(_is_usual, error="language: another language than most texts"))
     if tags is not None:
         columns["html_tags"] = pa.Column("int64", pa.Check.le(tags, error="html: remains of HTML"))
     return columns
 
 
-def _is_usual(scripts: pd.Series) -> pd.Series:
-    """Whether each text has the script of most; one without letters has no other."""
-    counts = scripts[scripts != "none"].value_counts()
-    return scripts.isin(["none", *counts.index[:1]])
+def _is_usual(values: pd.Series) -> pd.Series:
+    """Whether each text has the script, or language, of most; one of which nothing is known has no other."""
+    counts = values[~values.isin(_UNKNOWN)].value_counts()
+    return values.isin([*_UNKNOWN, *counts.index[:1]])

@@ -42,6 +42,7 @@ class Rules:
     length: Annotated[Policy, Field(description="words outside `text.validate.min_words` to `max_words`")]
     control_characters: Annotated[Policy, Field(description="more than `text.validate.max_control_characters`")]
     script: Annotated[Policy, Field(description="other letters than most texts have, such as Cyrillic among Latin")]
+    language: Annotated[Policy, Field(description="another language than most texts, as far as it can be told")]
     html: Annotated[Policy, Field(description="more remains of pages than `text.validate.max_html_tags`")]
 
 
