@@ -6,63 +6,101 @@
 Pigeonholes (Norouzi, Punjani, Fleet 2012, "Fast search in Hamming space with multi-index hashing"): two hashes that
 differ in 11 bits or less differ in at most 2 of the bits of one of their four quarters. So the hashes are sorted by
 each quarter, and looked up under the 137 values that are near a query's quarter (17, within 7 bits). None is missed.
+
+Queries are asked in the order of their quarter: what is looked up for those asked together then lies close together,
+in a processor's cache however many hashes there are.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import combinations
 
 import numpy as np
 
 _QUARTERS = 4
 _VALUES = 1 << 16
-_QUERIES_AT_ONCE = 1 << 14  # what belongs to them stays in a processor's cache
-_MOST_AT_ONCE = 1 << 22  # pairs whose distance is computed together
+_QUERIES_AT_ONCE = 1 << 14
+_MOST_AT_ONCE = 1 << 19  # pairs whose distance is computed together: what they need stays in a processor's cache
 
 
 class Index:
     """Hashes, to be found by what is near them."""
 
     def __init__(self, hashes: np.ndarray) -> None:
-        self._hashes = hashes
-        self._quarters = [_Quarter(values) for values in _quarters(hashes)]
+        self._quarters = [_Quarter(hashes, quarter) for quarter in range(_QUARTERS)]
 
     def within(self, queries: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Pieces of pairs (number of the query, position in the index), each (k,) int64. A pair may come four times."""
-        looked_at = _QUARTERS if radius else 1  # of equal hashes each quarter is equal
-        for begin in range(0, len(queries), _QUERIES_AT_ONCE):
-            some = queries[begin : begin + _QUERIES_AT_ONCE]
-            for quarter, values in list(zip(self._quarters, _quarters(some), strict=True))[:looked_at]:
-                for numbers, positions in quarter.near(values, radius // _QUARTERS):
-                    near = np.bitwise_count(some[numbers] ^ self._hashes[positions]) <= radius
-                    yield numbers[near] + begin, positions[near]
+        """Pieces of pairs (number of the query, position in the index), each (k,) int64; every pair once."""
+        num_bits = radius // _QUARTERS
+        for quarter in self._quarters if radius else self._quarters[:1]:  # of equal hashes each quarter is equal
+            values = _values(queries, quarter.number)
+            asked = np.flatnonzero(quarter.reached(num_bits)[values])
+            asked = asked[np.argsort(values[asked], kind="stable")]
+            for begin in range(0, len(asked), _QUERIES_AT_ONCE):
+                numbers = asked[begin : begin + _QUERIES_AT_ONCE]
+                for rows, places in quarter.near(queries[numbers], radius, num_bits):
+                    yield numbers[rows], quarter.order[places].astype(np.int64)
 
 
 class _Quarter:
-    """Positions of hashes, sorted by 16 of their bits."""
+    """Hashes, sorted by 16 of their bits."""
 
-    def __init__(self, values: np.ndarray) -> None:
-        self._order = np.argsort(values, kind="stable").astype(np.int32)
-        self._starts = np.searchsorted(values[self._order], np.arange(_VALUES + 1)).astype(np.int64)
+    def __init__(self, hashes: np.ndarray, number: int) -> None:
+        values = _values(hashes, number)
+        self.number = number
+        self.order = np.argsort(values, kind="stable").astype(np.int32)
+        self._hashes = hashes[self.order]
+        counts = np.bincount(values, minlength=_VALUES)
+        self._occupied = np.flatnonzero(counts)
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
 
-    def near(self, values: np.ndarray, num_bits: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        flips = [bits for count in range(num_bits + 1) for bits in combinations(range(16), count)]
-        for change in [np.uint16(sum(1 << bit for bit in bits)) for bits in flips]:
+    def reached(self, num_bits: int) -> np.ndarray:
+        """(65536,) bool: the values near which there is anything; of few hashes few."""
+        is_reached = np.zeros(_VALUES, dtype=bool)
+        for change in _changes(num_bits):
+            is_reached[self._occupied ^ int(change)] = True
+        return is_reached
+
+    def near(self, queries: np.ndarray, radius: int, num_bits: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pieces of (number of the query, place in this order) that no quarter before this one finds."""
+        values = _values(queries, self.number)
+        for change in _changes(num_bits):
             starts = self._starts[values ^ change]
-            counts = self._starts[(values ^ change).astype(np.int64) + 1] - starts
-            ends = np.cumsum(counts)
+            ends = np.cumsum(self._starts[(values ^ change).astype(np.int64) + 1] - starts)
             begin = 0
             while begin < len(values):
                 base = ends[begin - 1] if begin else 0
                 end = max(begin + 1, int(np.searchsorted(ends, base + _MOST_AT_ONCE, side="right")))
-                yield self._listed(begin, starts[begin:end], counts[begin:end])
+                rows, places = self._within(queries[begin:end], starts[begin:end], ends[begin:end] - base, radius)
+                rows += begin
+                is_new = self._is_new(queries[rows] ^ self._hashes[places], num_bits)
+                yield rows[is_new], places[is_new]
                 begin = end
 
-    def _listed(self, begin: int, starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        numbers = np.repeat(np.arange(begin, begin + len(counts)), counts)
-        first = np.repeat(starts - (np.cumsum(counts) - counts), counts)
-        return numbers, self._order[first + np.arange(len(numbers))].astype(np.int64)
+    def _within(
+        self, queries: np.ndarray, starts: np.ndarray, ends: np.ndarray, radius: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        counts = np.diff(ends, prepend=0)
+        shifts = starts - (ends - counts)
+        places = np.repeat(shifts, counts)
+        places += np.arange(len(places))
+        differing = np.repeat(queries, counts)
+        differing ^= self._hashes[places]
+        found = np.flatnonzero(np.bitwise_count(differing) <= radius)
+        return np.searchsorted(ends, found, side="right"), places[found]
+
+    def _is_new(self, differing: np.ndarray, num_bits: int) -> np.ndarray:
+        earlier = [np.bitwise_count(_values(differing, before)) <= num_bits for before in range(self.number)]
+        return ~np.any(earlier, axis=0) if earlier else np.ones(len(differing), dtype=bool)
 
 
-def _quarters(hashes: np.ndarray) -> list[np.ndarray]:
-    parts = np.ascontiguousarray(hashes).view(np.uint16).reshape(-1, _QUARTERS)
-    return [np.ascontiguousarray(parts[:, quarter]) for quarter in range(_QUARTERS)]
+@cache
+def _changes(num_bits: int) -> list[np.uint16]:
+    """Of 16 bits, all that differ in so many or fewer."""
+    flips = [bits for count in range(num_bits + 1) for bits in combinations(range(16), count)]
+    return [np.uint16(sum(1 << bit for bit in bits)) for bits in flips]
+
+
+def _values(hashes: np.ndarray, quarter: int) -> np.ndarray:
+    """(n,) uint64 -> (n,) uint16"""
+    return np.ascontiguousarray(hashes).view(np.uint16).reshape(-1, _QUARTERS)[:, quarter].copy()
