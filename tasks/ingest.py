@@ -11,7 +11,7 @@ Columns of the manifest:
     bytes         size of the file
     content_sha256            of what it says, decoded (a picture's pixels): equal for a copy with other metadata
     group         what the source says stays together (a patient, a device), or ""
-    signature     what near-duplicates are told by (a picture in 1,153 bytes)
+    signature     what near-duplicates are told by (a picture in 5,249 bytes)
     error         why the example cannot be used, or null
     …             and what the modality says of it: a picture's width, height, mode, format
 

@@ -90,6 +90,29 @@ def test_digits_that_look_alike_are_not_taken_for_copies() -> None:
     assert len(true) - sum(true) <= 3
 
 
+def cell(seed: int) -> Image.Image:
+    """One of a make: all have one grid on one ground, and each two scratches of its own."""
+    rows, columns = np.mgrid[:160, :160]
+    corners = np.abs(rows - 80) + np.abs(columns - 80) > 135
+    ground = 170 + 30 * np.cos(rows / 50) - 70 * (rows % 53 < 5) - 110 * corners
+    draws = np.random.default_rng(seed)
+    for _ in range(2):
+        top, left = draws.integers(10, 110), draws.integers(20, 140)
+        ground = ground - 35 * ((np.abs(columns - left) < 1.5) & (rows >= top) & (rows < top + 40))
+    return Image.fromarray(np.clip(ground + draws.normal(0, 2, ground.shape), 0, 255).astype("u1")).convert("RGB")
+
+
+def test_cells_of_one_make_are_not_the_same_and_their_copies_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    originals = [cell(seed) for seed in range(16)]
+    copies = [jpeg(one, 60) for one in originals[:4]] + [one.resize((96, 96)) for one in originals[4:8]]
+    signatures = signatures_of([*originals, *copies])
+    pairs = near_duplicates(signatures, pictures)
+    assert [right - left for left, right in pairs] == [16] * len(pairs)
+    assert len(pairs) >= 6
+    monkeypatch.setattr(duplicates, "LOOK_ALIKES", 10**6)
+    assert len(near_duplicates(signatures, pictures)) > 100, "the second look takes them for one"
+
+
 def test_flat_pictures_are_not_all_the_same_one() -> None:
     assert {_signature(Image.new("RGB", (64, 64), (level, level, level))) for level in range(0, 250, 10)} == {b""}
 

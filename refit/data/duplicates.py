@@ -5,63 +5,119 @@
     number = groups(pairs, len(usable))                                    which are alike
 
 What is compared is the modality's: 64-bit hashes of an example and of views of it, and a second look at what is alike.
+What was found and seen is remembered by content (`memory.py`): a set that grows is searched for what is new.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy.sparse
 
 from ..modality.contract import Duplicates
-from .hamming import Index
+from .memory import Look, Memory, names_of, recall, remember
+from .neighbours import MOST_PER_EXAMPLE, Remembered, search, whole_views
 
 VIEWS_UP_TO = 100_000
 """Examples. In a larger set only whole ones are compared (as they are, and mirrored): the cost of the views grows
 with the square of the set."""
 
-_MOST_PER_EXAMPLE = 16  # candidates for the second look, the nearest ones: a set of blank pages has all pairs
-_ENOUGH = 256  # whole examples that are like one: its views would only find more of them
-_MOST_HELD = 1 << 22  # candidates; beside those that are kept
+LOOK_ALIKES = 3
+"""What seems to show the same as so many others is of a set whose examples look alike (parts of one make, forms): a
+closer look then decides. Photos have none, and are not looked at a third time."""
+
+STORE = Path(".refit/duplicates")
+_WORTH_KEEPING = 2_000  # examples: fewer are searched for in seconds
+
 SIDES = ("test", "val", "train")
 """What is in an earlier one must not be in a later one."""
 
 
-def near_duplicates(signatures: np.ndarray, kind: Duplicates) -> np.ndarray:
+def near_duplicates(
+    signatures: np.ndarray, kind: Duplicates, sides: np.ndarray | None = None, store: Path | None = None
+) -> np.ndarray:
     """(k, 2) int64, sorted: pairs of examples that show the same, the smaller number first.
 
     Of many copies of one example that have one hash, the first stands for all: each of them is in a pair with it, and
     with what is like it. So k grows with the set, whatever is in it.
 
     Args:
-        signatures: (n, …) uint8; of copies, those that matter most come first.
+        signatures: (n, …) uint8.
         kind: how examples of this modality are compared.
+        sides: (n,) int, up to 255: of copies, one of the smallest side stands for the others, and of what is equally
+            near, it counts first. None: all are on one.
+        store: a folder for what is remembered, which changes no result.
     """
-    first, searched = _copies(signatures, kind)
-    candidates = _nearest(_candidates(signatures[searched], kind), len(searched))
-    candidates[:, :2] = searched[candidates[:, :2]]
-    pairs = candidates[kind.same(signatures, candidates)][:, :2].astype(np.int64)
+    names, places, of_name = np.unique(names_of(signatures, sides), return_index=True, return_inverse=True)
+    views = whole_views(kind)
+    if len(names) <= VIEWS_UP_TO:
+        views += [view for view in range(len(kind.RADII)) if view not in views]
+    before = recall(store, kind, views)
+    pairs, first, memory = _searched(names, signatures, places, kind, views, before)
+    if store is not None and len(names) >= _WORTH_KEEPING and not np.array_equal(names, before.names):
+        remember(store, kind, views, memory)
+    pairs, first = places[pairs], places[first[of_name]]
     copies = np.flatnonzero(first != np.arange(len(first)))
     pairs = np.concatenate([pairs, np.column_stack([copies, first[copies]]), *_of_copies(pairs, copies, first)])
     return np.unique(np.sort(pairs, axis=1), axis=0)
 
 
-def _copies(signatures: np.ndarray, kind: Duplicates) -> tuple[np.ndarray, np.ndarray]:
-    """Among equal hashes: (n,) int64, the first example that each shows the same as, or itself; and those that others
-    are to be compared with, in order. A hash that many different examples have says nothing: the first ones will do."""
-    first = np.arange(len(signatures))
-    hashes = kind.hashes_of(signatures, (0,))[:, 0]
-    left, searched = first, []
-    for _ in range(_MOST_PER_EXAMPLE):
+def _searched(
+    names: np.ndarray, signatures: np.ndarray, places: np.ndarray, kind: Duplicates, views: list[int], before: Memory
+) -> tuple[np.ndarray, np.ndarray, Memory]:
+    """Pairs of names, the one that stands for each, and what is to be remembered.
+
+    Args:
+        places: (n,) where the signature of each name is.
+    """
+    now = np.searchsorted(names, before.names)
+    now[now == len(names)] = 0
+    now = np.where(names[now] == before.names, now, -1) if len(names) else now - 1
+    hashes, is_new = np.empty((len(names), len(views)), dtype=np.uint64), np.ones(len(names), dtype=bool)
+    hashes[now[now >= 0]], is_new[now[now >= 0]] = before.hashes[now >= 0], False
+    hashes[is_new] = kind.hashes_of(signatures[places[is_new]], views)
+
+    def look(see: Callable[..., np.ndarray], seen: np.ndarray) -> Look:
+        def at_signatures(rows: np.ndarray) -> np.ndarray:
+            return see(signatures, np.column_stack([places[rows[:, :2]], rows[:, 2]]))
+
+        return Look(at_signatures, seen, now, len(names))
+
+    same, closer = look(kind.same, before.same), look(kind.closer, before.closer)
+    first, is_searched = _copies(hashes[:, 0], same, closer)
+    known = Remembered(now, before.was_searched, before.hashes, before.num_like, before.candidates)
+    candidates, num_like = search(is_searched, hashes, views, kind, known)
+    pairs = _believed(candidates, len(names), same, closer)
+    return pairs, first, Memory(names, hashes, is_searched, num_like, candidates, same.said(), closer.said())
+
+
+def _believed(candidates: np.ndarray, count: int, same: Look, closer: Look) -> np.ndarray:
+    """(k, 2) int64: what is the same at the second look and, where many are alike, at a closer one."""
+    believed = candidates[same(candidates)]
+    num_alike = np.bincount(believed[:, :2].ravel(), minlength=count)
+    in_doubt = num_alike[believed[:, :2]].max(axis=1, initial=0) >= LOOK_ALIKES
+    stays = ~in_doubt
+    stays[in_doubt] = closer(believed[in_doubt])
+    return believed[stays, :2].astype(np.int64)
+
+
+def _copies(hashes: np.ndarray, same: Look, closer: Look) -> tuple[np.ndarray, np.ndarray]:
+    """Among equal hashes: (n,) int64, the first example that each shows the same as, or itself; and (n,) bool, those
+    that are to be compared with others. A hash that many different examples have says nothing: the first will do."""
+    first, is_searched = np.arange(len(hashes)), np.zeros(len(hashes), dtype=bool)
+    left = first.copy()
+    for _ in range(MOST_PER_EXAMPLE):
         _, firsts, of_hash = np.unique(hashes[left], return_index=True, return_inverse=True)
         leader = left[firsts][of_hash]
-        searched.append(left[firsts])
+        is_searched[left[firsts]] = True
         others = np.flatnonzero(left != leader)
         rows = np.column_stack([left[others], leader[others], np.zeros_like(others)])
-        believed = kind.same(signatures, rows)
+        believed = same(rows)
+        believed[believed] = closer(rows[believed])
         first[left[others[believed]]] = leader[others[believed]]
         left = left[others[~believed]]
-    return first, np.sort(np.concatenate(searched))
+    return first, is_searched
 
 
 def _of_copies(pairs: np.ndarray, copies: np.ndarray, first: np.ndarray) -> Iterator[np.ndarray]:
@@ -72,66 +128,6 @@ def _of_copies(pairs: np.ndarray, copies: np.ndarray, first: np.ndarray) -> Iter
         counts = end - begin
         places = np.repeat(begin - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
         yield np.column_stack([order[places], np.repeat(pairs[:, 1 - side], counts)])
-
-
-def _candidates(signatures: np.ndarray, kind: Duplicates) -> Iterator[np.ndarray]:
-    """(k, 4) int32 each: an example, another, the view of the first that is like the second, distance."""
-    whole_ones = [view for view, radius in enumerate(kind.RADII) if radius == max(kind.RADII)]
-    windows = [view for view in range(len(kind.RADII)) if view not in whole_ones]
-    whole = kind.hashes_of(signatures, (0,))[:, 0]
-    index, everyone = Index(whole), np.arange(len(whole))
-    num_like = np.zeros(len(whole), dtype=np.int64)
-    for view in whole_ones:
-        of_view = np.ascontiguousarray(kind.hashes_of(signatures, (view,))[:, 0])
-        if kind.IS_BY_VIEW:
-            whole, index = of_view, Index(of_view)
-        for piece in _found(index, whole, of_view, everyone, view, kind.RADII[view]):
-            np.add.at(num_like, piece[:, 0], 1)
-            yield piece
-    if len(whole) <= VIEWS_UP_TO:
-        some = np.flatnonzero(num_like < _ENOUGH)
-        of_views = kind.hashes_of(signatures[some], windows)
-        for column, view in enumerate(windows):
-            yield from _found(index, whole, of_views[:, column], some, view, kind.RADII[view])
-
-
-def _found(
-    index: Index, whole: np.ndarray, of_view: np.ndarray, whose: np.ndarray, view: int, radius: int
-) -> Iterator[np.ndarray]:
-    of_view = np.ascontiguousarray(of_view)
-    for numbers, right in index.within(of_view, radius):
-        left = whose[numbers]
-        distance = np.bitwise_count(of_view[numbers] ^ whole[right])
-        yield np.column_stack([left, right, np.full(len(left), view), distance]).astype(np.int32)[left != right]
-
-
-def _nearest(pieces: Iterator[np.ndarray], num_examples: int) -> np.ndarray:
-    """Of each pair the nearest find, and of each example the nearest pairs; reduced on the way, to hold few at once."""
-    held, count = [np.empty((0, 4), dtype=np.int32)], 0
-    limits = np.full(num_examples, 65, dtype=np.int32)  # the distance of the last that each keeps: none as far counts
-    for piece in pieces:
-        is_near = (piece[:, 3] < limits[piece[:, 0]]) | (piece[:, 3] < limits[piece[:, 1]])
-        held.append(piece[is_near])
-        count += len(held[-1])
-        if count > _MOST_HELD:
-            held, count = [_reduced(np.concatenate(held), limits)], 0
-    return _reduced(np.concatenate(held), limits)
-
-
-def _reduced(candidates: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    low, high = np.sort(candidates[:, :2], axis=1).T
-    order = np.lexsort((candidates[:, 0], candidates[:, 2], candidates[:, 3], high, low))
-    candidates, low, high = candidates[order], low[order], high[order]
-    candidates = candidates[np.r_[True, (low[1:] != low[:-1]) | (high[1:] != high[:-1])][: len(low)]]
-    kept = np.zeros(len(candidates), dtype=bool)
-    both = np.concatenate([candidates[:, [0, 1, 3]], candidates[:, [1, 0, 3]]])  # (2 k, 3): one, another, distance
-    order = np.lexsort((both[:, 1], both[:, 2], both[:, 0]))
-    owners = both[order, 0]
-    rank = np.arange(len(owners)) - np.searchsorted(owners, owners)
-    last = order[rank == _MOST_PER_EXAMPLE - 1]
-    limits[both[last, 0]] = both[last, 2]
-    kept[order[rank < _MOST_PER_EXAMPLE] % max(len(candidates), 1)] = True
-    return candidates[kept]
 
 
 def groups(pairs: np.ndarray, num_examples: int) -> np.ndarray:

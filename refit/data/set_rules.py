@@ -16,7 +16,7 @@ import pandas as pd
 from .. import modality
 from ..params import SPLITS, Params
 from .classes import without_examples
-from .duplicates import SIDES, groups, leaks, near_duplicates
+from .duplicates import SIDES, STORE, groups, leaks, near_duplicates
 from .labels import same_looking, similar
 from .rules import all_of, found, of_set, rules_of
 
@@ -80,11 +80,9 @@ def _near_pairs(rows: pd.DataFrame, params: Params) -> np.ndarray:
     told = np.flatnonzero(rows["signature"].map(len))
     if not len(told):
         return np.empty((0, 2), dtype=np.int64)
-    told = told[
-        np.argsort(rows["split"].iloc[told].map(SIDES.index), kind="stable")
-    ]  # those that judge stand for copies
     signatures = np.frombuffer(b"".join(rows["signature"].iloc[told]), dtype=np.uint8).reshape(len(told), -1)
-    return told[near_duplicates(signatures, modality.duplicates(params.data.modality))]
+    sides = rows["split"].iloc[told].map(SIDES.index).to_numpy()  # those that judge stand for copies
+    return told[near_duplicates(signatures, modality.duplicates(params.data.modality), sides, STORE)]
 
 
 def _too_many_rejected(judged: pd.DataFrame, params: Params) -> pd.DataFrame:

@@ -140,7 +140,8 @@ class Duplicates(Protocol):
     """`duplicates.py`: how near-duplicates are told; `refit/data/duplicates.py` searches. An example has a hash of 64
     bits for each view of it, first of all as it is. It is a candidate where one of them is within that view's radius
     (at most 11 bits) of the first hash of another; or, `IS_BY_VIEW`, of the hash of the same view of another. `same`
-    has the last word, on (k, 3 or more) rows of two examples and the view of the first."""
+    then says whether they show the same, of (k, 3) rows of two examples and the view of the first; and `closer`, of
+    those that it believes, where an example has many look-alikes. Each answer depends on its row alone."""
 
     @property
     def RADII(self) -> tuple[int, ...]: ...  # noqa: N802
@@ -150,6 +151,8 @@ class Duplicates(Protocol):
     def hashes_of(self, signatures: "np.ndarray", views: Sequence[int]) -> "np.ndarray": ...
 
     def same(self, signatures: "np.ndarray", candidates: "np.ndarray") -> "np.ndarray": ...
+
+    def closer(self, signatures: "np.ndarray", candidates: "np.ndarray") -> "np.ndarray": ...
 
 
 class Preprocessing(Protocol):

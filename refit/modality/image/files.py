@@ -45,7 +45,7 @@ MAX_ASPECT = 50
 """The longest shape, as long side by short side. A network sees a square of the picture whose shorter side is scaled
 to it first: at 1:2500, a PNG of a few kilobytes would become 1.4 GB of pixels on the way."""
 
-SIGNATURE_SIDE, COLOUR_SIDE = 32, 8
+SIGNATURE_SIDE, COLOUR_SIDE, FINE_SIDE = 32, 8, 64
 _LEAST_CONTRAST = 3.0  # of 255, standard deviation of the brightness
 _SHOWN_SIDE, _SIDE_OF_TINY = 144, 48  # pixels, on a page
 _MEASURED_SIDE = 512  # brightness, contrast and sharpness are those of the picture at this size
@@ -303,13 +303,18 @@ def _measures(rgb: Image.Image) -> tuple[float, float, float]:
 
 
 def _signature(rgb: Image.Image) -> bytes:
-    """Of the whole picture: brightness as 32 x 32 and two differences of colour as 8 x 8 bytes each; the shorter side,
-    at most 255. Empty for a flat picture, which looks like any other flat one."""
-    parts = zip(rgb.convert("YCbCr").split(), (SIGNATURE_SIDE, COLOUR_SIDE, COLOUR_SIDE), strict=True)
+    """Of the whole picture: brightness as 32 x 32 and two differences of colour as 8 x 8 bytes each; brightness as
+    64 x 64, or zeros where it has fewer pixels; the shorter side, at most 255. Empty for a flat picture, which looks
+    like any other flat one."""
+    brightness, *colours = rgb.convert("YCbCr").split()
+    parts = zip((brightness, *colours), (SIGNATURE_SIDE, COLOUR_SIDE, COLOUR_SIDE), strict=True)
     small = [part.resize((side, side), Image.Resampling.BILINEAR) for part, side in parts]
     if ImageStat.Stat(small[0]).stddev[0] < _LEAST_CONTRAST:
         return b""
-    return b"".join(part.tobytes() for part in small) + bytes([min(*rgb.size, 255)])
+    fine = bytes(FINE_SIDE**2)
+    if min(rgb.size) >= FINE_SIDE:
+        fine = brightness.resize((FINE_SIDE, FINE_SIDE), Image.Resampling.LANCZOS).tobytes()
+    return b"".join(part.tobytes() for part in small) + fine + bytes([min(*rgb.size, 255)])
 
 
 _POINTERS = {
