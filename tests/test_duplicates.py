@@ -196,6 +196,22 @@ def test_near_duplicates_of_one_split_are_named_and_stay(edit_params: Callable[.
     )
 
 
+def test_what_validate_searched_is_remembered(
+    project: Path, edit_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signatures = [_signature(picture) for picture in (scene(1), jpeg(scene(1), 60), scene(2))]
+    table = manifest_with(*({"split": "train", "label": "cat", "signature": one} for one in signatures))
+    params = edit_params()
+    first = validate.judge(table, params)
+    store = project / ".refit/duplicates"
+    assert not store.exists(), "a small set is searched for in no time"
+    monkeypatch.setattr(duplicates, "_WORTH_KEEPING", 1)
+    validate.judge(table, params)
+    assert len(list(store.iterdir())) == 1
+    monkeypatch.setattr(pictures, "same", lambda _signatures, rows: np.zeros(len(rows), dtype=bool))
+    pd.testing.assert_frame_equal(validate.judge(table, params).findings, first.findings)
+
+
 def test_many_copies_of_one_picture_cost_no_square(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 300 copies that have one hash the first stands for all, and those that judge come first."""
     looks: list[int] = []
