@@ -45,7 +45,7 @@ def dvc(*arguments: str, cwd: Path, env: dict[str, str]) -> str:
     return run(sys.executable, "-m", "dvc", *arguments, cwd=cwd, env=env)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Prefect server, started as the page says, but on a port of its own and for this machine only."""
     home, port = tmp_path_factory.mktemp("prefect"), free_port()
@@ -60,7 +60,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/api"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow server."""
     home, port = tmp_path_factory.mktemp("mlflow"), free_port()

@@ -41,7 +41,7 @@ def accept(*labels: str) -> None:
 def test_what_the_champion_knows_must_be_there_or_retired(promoted: Path) -> None:
     champion.require_its_classes(load_params())
     accept("dog", "eel")
-    with pytest.raises(DataError, match="the champion models:/pets/1 knows cat, of which the data has no accepted im"):
+    with pytest.raises(DataError, match="the champion models:/pets/1 knows cat, of which the data has no accepted e"):
         champion.require_its_classes(load_params())
     change_params(Path("params.yaml"), {"validate.retired_labels": ["cat"]})
     champion.require_its_classes(load_params())
