@@ -342,6 +342,15 @@ def tiny(**more: object) -> Preprocessing:
     return replace(known, **more)  # type: ignore[arg-type]
 
 
+def test_a_page_shows_words_and_not_their_pieces() -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+
+    words = Tokenizer(WordPiece({"?": 0, "ortho": 1, "##normal": 2}, unk_token="?"))
+    known = tiny(tokenizer=words.to_str())
+    assert examples.picture(examples.prepare(b"orthonormal", known), known) == "“orthonormal”"
+
+
 def test_a_text_becomes_a_row_of_tokens_and_back() -> None:
     row = examples.prepare("\ufeff a  b\r\nc ".encode(), tiny())
     assert (row.tolist(), row.dtype) == ([1, 2, 3, -1, -1, -1, -1], np.int32)

@@ -73,10 +73,12 @@ def slices(prepared: np.ndarray, preprocessing: Preprocessing) -> dict[str, np.n
 @lru_cache(maxsize=4)
 def _tokenizer(definition: str, max_tokens: int) -> "Tokenizer":
     try:
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer, decoders, models
     except ImportError:
         raise WorkspaceError(EXTRA_NEEDED) from None
     tokenizer = Tokenizer.from_str(definition)
+    if tokenizer.decoder is None and isinstance(tokenizer.model, models.WordPiece):
+        tokenizer.decoder = decoders.WordPiece()  # else pages show the pieces of words
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
     return tokenizer
