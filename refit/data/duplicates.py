@@ -28,6 +28,7 @@ LOOK_ALIKES = 3
 closer look then decides. Photos have none, and are not looked at a third time."""
 
 STORE = Path(".refit/duplicates")
+_PIECE = 4_096  # examples whose signatures are copied at once: those of a million have gigabytes
 _WORTH_KEEPING = 2_000  # examples: fewer are searched for in seconds
 
 SIDES = ("test", "val", "train")
@@ -76,7 +77,10 @@ def _searched(
     now = np.where(names[now] == before.names, now, -1) if len(names) else now - 1
     hashes, is_new = np.empty((len(names), len(views)), dtype=np.uint64), np.ones(len(names), dtype=bool)
     hashes[now[now >= 0]], is_new[now[now >= 0]] = before.hashes[now >= 0], False
-    hashes[is_new] = kind.hashes_of(signatures[places[is_new]], views)
+    new = np.flatnonzero(is_new)
+    for start in range(0, len(new), _PIECE):
+        piece = new[start : start + _PIECE]
+        hashes[piece] = kind.hashes_of(signatures[places[piece]], views)
 
     def look(see: Callable[..., np.ndarray], seen: np.ndarray) -> Look:
         def at_signatures(rows: np.ndarray) -> np.ndarray:
