@@ -1,10 +1,15 @@
 """The real servers that the whole-chain tests share, and a repository as a team would clone it."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -39,6 +44,22 @@ def run(*command: str, cwd: Path, env: dict[str, str], expected: int = 0) -> str
 
 def refit(*arguments: str, cwd: Path, env: dict[str, str], expected: int = 0) -> str:
     return run(sys.executable, "-m", "flows", *arguments, cwd=cwd, env=env, expected=expected)
+
+
+def post(api: str, path: str, **body: Any) -> Any:
+    """What a Prefect server answers. One whose database is busy says 503: it is asked again, as Prefect's own client
+    does."""
+    request = Request(f"{api}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    waits = iter((1, 2, 4, 8))
+    while True:
+        try:
+            with urlopen(request, timeout=60) as answer:
+                return json.load(answer)
+        except HTTPError as error:
+            seconds = next(waits, None)
+            if error.code != 503 or seconds is None:
+                raise
+        time.sleep(seconds)
 
 
 def dvc(*arguments: str, cwd: Path, env: dict[str, str]) -> str:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import pytest
 
@@ -18,7 +17,7 @@ from refit.params import read_yaml
 from refit.paths import STAGE_OUTPUTS
 
 from .conftest import change_params
-from .services import clone, dvc, environment, mlflow_server, origin, prefect_api, refit, run
+from .services import clone, dvc, environment, mlflow_server, origin, post, prefect_api, refit, run
 
 __all__ = ["mlflow_server", "origin", "prefect_api"]  # fixtures
 
@@ -106,25 +105,19 @@ def test_anybody_gets_exactly_that_run_by_git_and_dvc(
 
 def test_the_flow_run_tells_its_story_in_prefect(by_flow: tuple[Path, dict[str, str], dict[str, Any]]) -> None:
     _, env, summary = by_flow
-    flow_runs = post(env["PREFECT_API_URL"], "flow_runs/filter")
+    flow_runs = post(env["PREFECT_API_URL"], "flow_runs/filter", limit=200)
     assert [flow_run["state"]["type"] for flow_run in flow_runs] == ["COMPLETED"]
     assert flow_runs[0]["name"].startswith("retrain digits 20")
-    task_runs = post(env["PREFECT_API_URL"], "task_runs/filter")
+    task_runs = post(env["PREFECT_API_URL"], "task_runs/filter", limit=200)
     assert {task_run["name"] for task_run in task_runs} >= set(STAGE_OUTPUTS)
-    artifacts = {artifact["key"]: artifact["data"] for artifact in post(env["PREFECT_API_URL"], "artifacts/filter")}
+    shown = post(env["PREFECT_API_URL"], "artifacts/filter", limit=200)
+    artifacts = {artifact["key"]: artifact["data"] for artifact in shown}
     assert "## Data validation passed" in artifacts["validation"]
     assert "## Evaluation on" in artifacts["evaluation"]
     assert summary["links"]["version"] in artifacts["mlflow-version"]
-    logs = "\n".join(log["message"] for log in post(env["PREFECT_API_URL"], "logs/filter"))
+    logs = "\n".join(log["message"] for log in post(env["PREFECT_API_URL"], "logs/filter", limit=200))
     assert "> python -m tasks.finetune" in logs
     assert "epoch   1/1" in logs
-
-
-def post(api: str, path: str) -> list[dict[str, Any]]:
-    body = json.dumps({"limit": 200}).encode()
-    request = Request(f"{api}/{path}", body, {"Content-Type": "application/json"})
-    with urlopen(request, timeout=30) as answer:
-        return json.load(answer)
 
 
 def test_the_version_on_the_server_predicts(by_flow: tuple[Path, dict[str, str], dict[str, Any]]) -> None:

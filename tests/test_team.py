@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -29,7 +28,7 @@ from tasks.register import register_candidate
 
 from .conftest import ROOT
 from .servers import free_port, serving
-from .services import environment, prefect_api, run
+from .services import environment, post, prefect_api, run
 from .test_tracking import client
 
 __all__ = ["prefect_api"]  # fixtures
@@ -188,12 +187,6 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 
 def template_of(kind: str) -> dict[str, Any]:
     return json.loads((DEPLOY / "work-pools" / f"{kind}-gpu.json").read_text())
-
-
-def post(api: str, path: str, **body: Any) -> Any:
-    request = Request(f"{api}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urlopen(request, timeout=60) as answer:
-        return json.load(answer)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from refit.params import read_yaml
 from .conftest import ROOT
 from .pages import commands, filled
 from .servers import free_port, serving
-from .services import clone, environment, origin, prefect_api, refit, run
+from .services import clone, environment, origin, post, prefect_api, refit, run
 
 __all__ = ["origin", "prefect_api"]  # fixtures
 
@@ -114,9 +114,7 @@ def test_every_command_of_the_page_is_typed_or_listed() -> None:
 def test_the_page_works_as_written(said: dict[str, Any], prefect_api: str) -> None:
     assert "Champion  none" in said["words"]
     deployments = {entry["name"] for entry in read_yaml(ROOT / "prefect.yaml")["deployments"]}
-    request = Request(f"{prefect_api}/deployments/filter", b"{}", {"Content-Type": "application/json"})
-    with urlopen(request, timeout=60) as answer:
-        found = {entry["name"]: entry["work_pool_name"] for entry in json.load(answer)}
+    found = {entry["name"]: entry["work_pool_name"] for entry in post(prefect_api, "deployments/filter")}
     assert found.keys() >= deployments
     assert set(found.values()) >= {"cpu", "gpu", "review"}
     assert sorted(said["passwords"]) == ["ada", "refit", "serving"]

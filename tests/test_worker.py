@@ -17,14 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import pytest
 
 from .conftest import ROOT, change_params, draw, write_image_folder
 from .pages import command, commands, filled
-from .services import dvc, environment, origin, prefect_api, refit, run
+from .services import dvc, environment, origin, post, prefect_api, refit, run
 
 __all__ = ["origin", "prefect_api"]  # fixtures
 
@@ -83,18 +81,7 @@ class Team:
             os.kill(pid, signal.SIGKILL)
 
     def api(self, path: str, **body: Any) -> Any:
-        content = json.dumps(body).encode()
-        request = Request(f"{self.env['PREFECT_API_URL']}/{path}", content, {"Content-Type": "application/json"})
-        waits = iter((1, 2, 4, 8))  # a server whose database is busy says 503: Prefect's own client asks again, too
-        while True:
-            try:
-                with urlopen(request, timeout=30) as answer:
-                    return json.load(answer)
-            except HTTPError as error:
-                seconds = next(waits, None)
-                if error.code != 503 or seconds is None:
-                    raise
-            time.sleep(seconds)
+        return post(self.env["PREFECT_API_URL"], path, **body)
 
     def runs(self, flow: str) -> list[dict[str, Any]]:
         found = self.api("flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="START_TIME_ASC", limit=100)
