@@ -385,7 +385,7 @@ def test_an_approval_waits_until_a_reviewer_decides_in_the_registry(team: Team, 
     team.wait(lambda: waits(1), "another look")
     forced = ask("promote", version="1", reason="x", evidence=digest, is_forced=True)
     assert team.finish(forced)["type"] == "FAILED"
-    assert "nothing is decided from Prefect" in team.logs(forced)
+    team.wait(lambda: "nothing is decided from Prefect" in team.logs(forced), "the reason, which is logged by the way")
     assert not client.search_registered_models("name='pets'"), "nothing is decided yet"
     said = refit("promote", "1", "--reason", "it is good", "--evidence", digest[:12], "--force",
                  cwd=team.folder / "seed", env=team.env)  # fmt: skip
