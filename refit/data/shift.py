@@ -1,6 +1,6 @@
 """Whether the training examples that are new look like those that the champion was trained on.
 
-    shift = shift_since(profile, known, train, features, settings, seed)
+    shift = shift_since(profile, known, train, features, seed)
 
 Two questions are asked, and each is answered by a size and a p-value; neither alone is a reason to worry.
 
