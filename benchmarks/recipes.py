@@ -98,6 +98,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES, help="of Refit's")
     parser.add_argument("--rivals", nargs="+", choices=sorted(RIVALS), default=[])
+    parser.add_argument("--only-best-flags", action="store_true", help="leave out rivals as shipped")
     parser.add_argument("--workers", type=int, default=1, help="of the data loaders, in rivals' rows with best flags")
     parser.add_argument("--peers", type=Path, metavar="PYTHON", help="the interpreter that has the rivals")
     parser.add_argument("--work", type=Path, help="where the temporary folder is made")
@@ -114,7 +115,7 @@ def chosen_recipes(arguments: argparse.Namespace) -> Iterator[Recipe]:
         if recipe.strategy in arguments.strategies:
             yield recipe
     for row in ROWS:
-        if row.module in arguments.rivals:
+        if row.module in arguments.rivals and (row.best_flags or not arguments.only_best_flags):
             yield Recipe(row.name, (0.0003, 0.001) if row.best_flags else (0.0003,), row=row)
 
 
