@@ -206,8 +206,12 @@ def test_what_validate_searched_is_remembered(
     store = project / ".refit/duplicates"
     assert not store.exists(), "a small set is searched for in no time"
     monkeypatch.setattr(duplicates, "_WORTH_KEEPING", 1)
+    store.mkdir(parents=True)
+    of_other_code = store / "0123456789abcdef.npz"
+    of_other_code.touch()
     validate.judge(table, params)
     assert len(list(store.iterdir())) == 1
+    assert not of_other_code.exists()
     monkeypatch.setattr(pictures, "same", lambda _signatures, rows: np.zeros(len(rows), dtype=bool))
     pd.testing.assert_frame_equal(validate.judge(table, params).findings, first.findings)
 

@@ -97,9 +97,13 @@ def recall(store: Path | None, kind: Duplicates, views: Sequence[int]) -> Memory
 
 
 def remember(store: Path, kind: Duplicates, views: Sequence[int], memory: Memory) -> None:
-    """Keep it, in place of what was there."""
-    with publishing(_file(store, kind, views)) as partial, partial.open("wb") as file:
+    """Keep it, in place of what was there, which may be what other code has left."""
+    target = _file(store, kind, views)
+    with publishing(target) as partial, partial.open("wb") as file:
         np.savez(file, **{field.name: getattr(memory, field.name) for field in fields(Memory)})
+    for other in store.glob("*.npz"):
+        if other != target:
+            other.unlink(missing_ok=True)
 
 
 def _file(store: Path, kind: Duplicates, views: Sequence[int]) -> Path:
