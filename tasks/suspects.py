@@ -65,7 +65,8 @@ def main() -> None:
     features = [rows for rows in seen.values() if rows is not None]
     if len(features) == len(seen):
         labels = _codes(learnt, start.classes)
-        probabilities = out_of_fold(np.concatenate(features), labels, len(start.classes), params.seed)
+        groups = learnt["group"].where(learnt["group"] != "", learnt["path"]).tolist()
+        probabilities = out_of_fold(np.concatenate(features), labels, groups, len(start.classes), params.seed)
         judged.insert(0, _judged(_WORDS_OF_LEARNT, learnt, probabilities, accepted, start.classes))
     else:
         remarks.append("The network cannot be cut before its output layer, so train and val were not looked at.")
