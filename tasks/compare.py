@@ -56,6 +56,7 @@ from refit.registry.records import Version
 from refit.reports.comparison import comparison_markdown, comparison_page
 from refit.reports.disagreements import disagreements
 from refit.scoring import metrics
+from refit.scoring.clusters import numbered
 from refit.scoring.metrics import Scored
 
 _NEEDED = (
@@ -116,7 +117,7 @@ def _require_outputs() -> None:
 
 
 def _test_images() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """path, sha256 and label of the images that the candidate was tested on; and all accepted images."""
+    """path, sha256, label and group of the images that the candidate was tested on; and all accepted images."""
     accepted = pd.read_parquet(paths.ACCEPTED)
     predictions = pd.read_parquet(paths.PREDICTIONS, columns=["path", "sha256", "label"])
     test = accepted[accepted["split"] == "test"].reset_index(drop=True)
@@ -128,7 +129,7 @@ def _test_images() -> tuple[pd.DataFrame, pd.DataFrame]:
     changed = [path for path, sha256 in named if sha256_of_file(Path(path)) != sha256]
     if changed:
         raise EvidenceError(f"{changed[0]} was changed after it was validated; run `dvc repro -f ingest`")
-    return predictions, accepted
+    return predictions.assign(group=test["group"]), accepted
 
 
 def _require_same_model(probed: Answer) -> None:
@@ -230,7 +231,7 @@ def _side(
         if name in lasting:
             _choose(column, index, highest_lasting, among)
     loss = -np.log(np.maximum(probability, metrics.SMALLEST_PROBABILITY))
-    scored = Scored(true, predicted, highest, loss, len(labels.names))
+    scored = Scored(true, predicted, highest, loss, len(labels.names), numbered(test["group"].tolist()))
     return Side(frozenset(answer.classes), scored, among, answer.milliseconds, num_bytes)
 
 

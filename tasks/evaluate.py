@@ -25,6 +25,7 @@ from refit.progress import say, track
 from refit.records import as_plain, publish_record
 from refit.reports.evaluation import WorstError, evaluation_page
 from refit.scoring import metrics
+from refit.scoring.clusters import numbered
 from refit.scoring.evaluation import evaluate
 from refit.training.determinism import be_deterministic
 from refit.training.examples import Examples, read_split, slices_of
@@ -43,7 +44,7 @@ def main() -> None:
     examples = read_split(test, "test", classifier.classes, classifier.card.modality, classifier.preprocessing)
 
     probabilities = np.concatenate(list(_probabilities(classifier, examples)))  # (n, num_classes)
-    scored = metrics.score(probabilities, examples.labels)
+    scored = metrics.score(probabilities, examples.labels, numbered(test["group"].tolist()))
     settings = params.evaluate
     evaluation = evaluate(
         scored,

@@ -35,6 +35,7 @@ from refit.params import Params, load_params
 from refit.progress import say
 from refit.records import read_record
 from refit.reports.suspects import Asked, Suspect, Unchanged, suspects_page
+from refit.scoring.clusters import numbered
 from refit.scoring.linear import out_of_fold
 from refit.training.determinism import be_deterministic, environment, example_keys, uniforms
 from refit.training.embedding import embed, source_of
@@ -65,8 +66,8 @@ def main() -> None:
     features = [rows for rows in seen.values() if rows is not None]
     if len(features) == len(seen):
         labels = _codes(learnt, start.classes)
-        groups = learnt["group"].where(learnt["group"] != "", learnt["path"]).tolist()
-        probabilities = out_of_fold(np.concatenate(features), labels, groups, len(start.classes), params.seed)
+        clusters = numbered(learnt["group"].tolist())
+        probabilities = out_of_fold(np.concatenate(features), labels, clusters, len(start.classes), params.seed)
         judged.insert(0, _judged(_WORDS_OF_LEARNT, learnt, probabilities, accepted, start.classes))
     else:
         remarks.append("The network cannot be cut before its output layer, so train and val were not looked at.")

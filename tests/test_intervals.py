@@ -104,7 +104,7 @@ def test_the_interval_of_macro_f1_is_right_as_often_as_it_says(shares: tuple[flo
         return scored(generator.random(count) < 0.85, labels, np.full(count, 0.9), 4)
 
     truth = measures.macro_f1(drawn(1_000_000))
-    found = [intervals._macro_f1(drawn(300), 0.95) for _ in range(400)]
+    found = [intervals._macro_f1(drawn(300), 1.0, 0.95) for _ in range(400)]
     assert np.mean([interval.low <= truth <= interval.high for interval in found]) >= 0.93
 
 

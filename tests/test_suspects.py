@@ -25,27 +25,22 @@ def clouds(count: int = 300, wrong: int = 15, width: int = 8) -> tuple[np.ndarra
     return features.astype(np.float16), given, true
 
 
-def alone(count: int) -> list[str]:
-    """Each row in a group of its own."""
-    return [str(row) for row in range(count)]
-
-
 def test_nobody_judges_the_label_that_it_has_learnt() -> None:
     """With as many columns as rows any labels can be learnt by heart; random ones cannot be guessed."""
     draws = np.random.default_rng(2)
     features, labels = draws.normal(size=(200, 200)), draws.integers(0, 2, 200)
-    guessed = out_of_fold(features, labels, alone(200), 2, seed=1).argmax(axis=1) == labels
+    guessed = out_of_fold(features, labels, np.arange(200), 2, seed=1).argmax(axis=1) == labels
     assert 0.35 < guessed.mean() < 0.65
 
 
-def test_nobody_judges_who_has_learnt_the_label_of_one_of_its_group() -> None:
+def test_nobody_judges_who_has_learnt_the_label_of_one_of_its_cluster() -> None:
     """Four pictures of each of fifty parts: the labels of whole parts are random, so that none can be guessed."""
     draws = np.random.default_rng(4)
     parts = np.repeat(np.arange(50), 4)
     features, labels = draws.normal(size=(50, 200))[parts], draws.integers(0, 2, 50)[parts]
     by_row, by_part = (
-        (out_of_fold(features, labels, names, 2, seed=1).argmax(axis=1) == labels).mean()
-        for names in (alone(200), parts.astype(str).tolist())
+        (out_of_fold(features, labels, clusters, 2, seed=1).argmax(axis=1) == labels).mean()
+        for clusters in (np.arange(200), parts)
     )
     assert by_row > 0.9
     assert 0.3 < by_part < 0.7
@@ -53,7 +48,7 @@ def test_nobody_judges_who_has_learnt_the_label_of_one_of_its_group() -> None:
 
 def test_planted_errors_are_found_and_little_else() -> None:
     features, given, true = clouds()
-    found = suspects(given, out_of_fold(features, given, alone(300), 3, seed=17))
+    found = suspects(given, out_of_fold(features, given, np.arange(300), 3, seed=17))
     assert set(found["row"][: 2 * 15]) >= set(range(13)), "nearly all of them, first"
     wrong = found[found["row"] < 15]
     assert len(wrong) >= 0.8 * len(found)
@@ -63,7 +58,7 @@ def test_planted_errors_are_found_and_little_else() -> None:
 
 def test_a_clean_set_has_hardly_a_suspect() -> None:
     features, given, _ = clouds(wrong=0)
-    assert len(suspects(given, out_of_fold(features, given, alone(300), 3, seed=17))) <= 3
+    assert len(suspects(given, out_of_fold(features, given, np.arange(300), 3, seed=17))) <= 3
 
 
 @pytest.mark.parametrize(
@@ -73,7 +68,7 @@ def test_a_clean_set_has_hardly_a_suspect() -> None:
 def test_rare_and_absent_classes_are_judged(labels: list[int], num_classes: int) -> None:
     given = np.array(labels)
     features = np.random.default_rng(3).normal(size=(len(given), 4))
-    probabilities = out_of_fold(features, given, alone(len(given)), num_classes, seed=1)
+    probabilities = out_of_fold(features, given, np.arange(len(given)), num_classes, seed=1)
     assert np.allclose(probabilities.sum(axis=1), 1.0)
     assert set(suspects(given, probabilities)["row"]) <= set(range(len(given)))
 
@@ -81,7 +76,7 @@ def test_rare_and_absent_classes_are_judged(labels: list[int], num_classes: int)
 def test_columns_that_say_nothing_do_no_harm() -> None:
     features, given, _ = clouds()
     flat = np.concatenate([features, np.full((len(given), 3), 7.0)], axis=1)
-    seen, expected = (out_of_fold(rows, given, alone(300), 3, 17) for rows in (flat, features))
+    seen, expected = (out_of_fold(rows, given, np.arange(300), 3, 17) for rows in (flat, features))
     assert np.allclose(seen, expected, atol=1e-6)
 
 

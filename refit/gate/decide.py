@@ -14,6 +14,9 @@ verdict. Both models are measured on the same images, so all differences (candid
     every class           known to the candidate, and with test images, unless it was given up on purpose
     data                  no leak into the training; training images that look different (refit/gate/data_checks.py)
 
+Where test images are of groups (patients, parts), those of one group are alike, and count as fewer in the tests of the
+accuracy (refit/scoring/clusters.py); the objections of the other checks take them all as independent.
+
 A tie is not a win: with `goal: better` the candidate must be shown to be better. The tests are in
 refit/gate/statistics.py.
 """
@@ -28,6 +31,7 @@ import numpy as np
 from ..errors import EvidenceError
 from ..params import Gate
 from ..scoring import intervals, measures, metrics
+from ..scoring.clusters import design_effect
 from ..scoring.intervals import Interval
 from .checks import Check, Groups, Labels, Side, Verdict, verdict_of
 from .group_checks import group_drops, recall_floors, tally_of
@@ -134,17 +138,21 @@ def _accuracies(candidate: Side, champion: Side, labels: Labels, settings: Gate)
     - Both models say what they say. Calling an old thing by a new name is a mistake that users will see; it may cost
       no more than `margin`. That it should even gain accuracy here would be too much to ask of a new class.
     """
-    tests = (_accuracy("accuracy", "", candidate.right, champion.right, settings),)
+    clusters = candidate.scored.clusters
+    tests = (_accuracy("accuracy", "", candidate.right, champion.right, clusters, settings),)
     lasting = labels.lasting(champion.classes)
     old = np.isin(candidate.scored.labels, [labels.names.index(name) for name in lasting])
     if candidate.classes == champion.classes or not old.any():
         return tests
+    clusters = candidate.scored.of(old).clusters
     among, was_among = (side.among[old] == side.scored.labels[old] for side in (candidate, champion))
     not_worse = dataclasses.replace(settings, goal="not_worse")
     return (
         *tests,
-        _accuracy("accuracy among the champion's classes", _AMONG, among, was_among, settings),
-        _accuracy("accuracy on the champion's classes", _ON, candidate.right[old], champion.right[old], not_worse),
+        _accuracy("accuracy among the champion's classes", _AMONG, among, was_among, clusters, settings),
+        _accuracy(
+            "accuracy on the champion's classes", _ON, candidate.right[old], champion.right[old], clusters, not_worse
+        ),
     )
 
 
@@ -152,24 +160,55 @@ _AMONG = "choosing among the champion's classes, where a new one is no win: "
 _ON = "on examples of the champion's classes: "
 
 
-def _accuracy(name: str, where: str, right: np.ndarray, was_right: np.ndarray, settings: Gate) -> _Test:
-    num_images = len(right)
-    won, lost = int((right & ~was_right).sum()), int((was_right & ~right).sum())
-    value = (won - lost) / num_images
-    low, high = map(float, paired_interval(won, lost, num_images, settings.confidence))
+@dataclass(frozen=True)
+class _Disagreements:
+    """On how many examples only one of two is right."""
+
+    won: int
+    lost: int
+    num_images: int
+    effect: float  # so many say as much as one independent example
+
+    @property
+    def independent(self) -> tuple[float, float, float]:
+        """Won, lost and all, as if no two examples were alike."""
+        return self.won / self.effect, self.lost / self.effect, self.num_images / self.effect
+
+    @property
+    def counted(self) -> str:
+        """What is said of it."""
+        _, _, size = self.independent
+        alike = f"; those of one group are alike, so that {self.num_images:,} count as {size:,.0f}"
+        return alike if self.effect > 1 else ""
+
+
+def _disagreements(right: np.ndarray, was_right: np.ndarray, clusters: np.ndarray | None) -> _Disagreements:
+    effect = 1.0 if clusters is None else design_effect(right.astype(np.float64) - was_right, clusters)
+    return _Disagreements(int((right & ~was_right).sum()), int((was_right & ~right).sum()), len(right), effect)
+
+
+def _accuracy(
+    name: str, where: str, right: np.ndarray, was_right: np.ndarray, clusters: np.ndarray | None, settings: Gate
+) -> _Test:
+    found = _disagreements(right, was_right, clusters)
+    won, lost, size = found.independent
+    value = (found.won - found.lost) / found.num_images
+    low, high = map(float, paired_interval(won, lost, size, settings.confidence))
     numbers = (
-        f"{value:+.2%} ({low:+.2%} to {high:+.2%}); only the candidate is right on {won:,} examples, only the champion "
-        f"on {lost:,} (McNemar p = {float(mcnemar(won, lost)):.3g})"
+        f"{value:+.2%} ({low:+.2%} to {high:+.2%}); only the candidate is right on {found.won:,} examples, only the "
+        f"champion on {found.lost:,} (McNemar p = {float(mcnemar(won, lost)):.3g}){found.counted}"
     )
-    verdict, what = _judge_difference(won, lost, num_images, settings)
-    needed = images_needed(won, lost, num_images, settings) if verdict == "hold" else None
+    verdict, what = _judge_difference(won, lost, size, settings)
+    needed = images_needed(won, lost, size, settings) if verdict == "hold" else None
+    if needed is not None:
+        needed = math.ceil(needed * found.effect)
     if verdict == "hold":
-        what += _how_many(needed, num_images)
+        what += _how_many(needed, found.num_images)
     limit = 0.0 if settings.goal == "better" else -settings.margin
     return _Test(Check(name, verdict, f"{where}{what}: {numbers}", value, limit, low, high), needed)
 
 
-def _judge_difference(won: int, lost: int, num_images: int, settings: Gate) -> tuple[Verdict, str]:
+def _judge_difference(won: float, lost: float, num_images: float, settings: Gate) -> tuple[Verdict, str]:
     is_worse, reaches_goal = decided(won, lost, num_images, settings)
     if is_worse:
         return "reject", "the candidate is less accurate than the champion"
@@ -233,10 +272,12 @@ def _beats_guessing(candidate: Side, settings: Gate) -> Check:
     counts = np.bincount(scored.labels, minlength=scored.num_classes)
     guess = counts.argmax()
     right, guessed_right = candidate.right, scored.labels == guess
-    won, lost = int((right & ~guessed_right).sum()), int((guessed_right & ~right).sum())
-    p_value = float(mcnemar(won, lost))
+    found = _disagreements(right, guessed_right, scored.clusters)
+    p_value = float(mcnemar(*found.independent[:2]))
     value, share = float(right.mean()), float(counts[guess] / len(right))
-    numbers = f"{value:.2%} right on {len(right):,} examples, against {share:.2%} (McNemar p = {p_value:.3g})"
+    numbers = (
+        f"{value:.2%} right on {len(right):,} examples, against {share:.2%} (McNemar p = {p_value:.3g}){found.counted}"
+    )
     if value > share and p_value < 1 - settings.confidence:
         return Check("first champion", "pass", f"no champion yet; better than guessing: {numbers}", value, share)
     verdict: Verdict = "reject" if value < share else "hold"

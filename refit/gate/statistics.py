@@ -1,6 +1,7 @@
 """The tests behind the gate, as pure functions of counts. All take arrays, so that a rule can be tried on many at once.
 
-`won` are the images that only the candidate gets right, `lost` those that only the champion gets right.
+`won` are the images that only the candidate gets right, `lost` those that only the champion gets right. Where images of
+one group are alike, counts are of independent ones: divided by the design effect (Rao and Scott 1992), so not whole.
 """
 
 from bisect import bisect_left
@@ -35,11 +36,12 @@ def quantiles(levels: ArrayLike, trials: ArrayLike, chances: ArrayLike) -> np.nd
 def mcnemar(won: ArrayLike, lost: ArrayLike) -> np.ndarray:
     """Exact two-sided p-value of McNemar's test (1947): are wins and losses equally likely?"""
     won, lost = np.asarray(won), np.asarray(lost)
-    return np.minimum(1.0, 2 * at_most(np.minimum(won, lost), won + lost, 0.5))
+    more, both = np.floor(np.maximum(won, lost)), np.floor(won + lost)  # rounded against evidence
+    return np.minimum(1.0, 2 * at_most(np.minimum(both - more, more), both, 0.5))
 
 
 def paired_interval(
-    won: ArrayLike, lost: ArrayLike, num_images: int, confidence: float
+    won: ArrayLike, lost: ArrayLike, num_images: float, confidence: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Adjusted Wald interval of Agresti and Min (2005) for the difference of two accuracies on the same images.
 
@@ -63,7 +65,7 @@ def median_interval(values: np.ndarray, confidence: float) -> tuple[float, float
     return float(np.median(ordered)), float(ordered[skipped]), float(ordered[-1 - skipped])
 
 
-def decided(won: ArrayLike, lost: ArrayLike, num_images: int, settings: Gate) -> tuple[np.ndarray, np.ndarray]:
+def decided(won: ArrayLike, lost: ArrayLike, num_images: float, settings: Gate) -> tuple[np.ndarray, np.ndarray]:
     """The rule of the accuracy test: (shown to be worse, shown to reach `gate.goal`). Neither: nothing is shown."""
     won, lost = np.asarray(won), np.asarray(lost)
     low, high = paired_interval(won, lost, num_images, settings.confidence)
@@ -74,14 +76,14 @@ def decided(won: ArrayLike, lost: ArrayLike, num_images: int, settings: Gate) ->
     return (high < -settings.margin) | (is_significant & (won < lost)), is_significant & (low > 0)
 
 
-def images_needed(num_won: int, num_lost: int, num_images: int, settings: Gate) -> int | None:
+def images_needed(num_won: float, num_lost: float, num_images: float, settings: Gate) -> int | None:
     """The fewest test images with which `decided` says something in 80% of the test sets; None: no number would.
 
     The shares of won and lost images are taken to be truly those that were seen. The power for a number of images is
     the mean of the rule itself over a grid of quantiles of (disagreements, won among them).
     """
     disagreeing = num_won + num_lost
-    chances = disagreeing / num_images, num_won / max(disagreeing, 1)
+    chances = disagreeing / num_images, num_won / disagreeing if disagreeing else 0.0
 
     def power(size: int) -> float:
         disagreements = quantiles(_GRID, size, chances[0])
@@ -89,7 +91,7 @@ def images_needed(num_won: int, num_lost: int, num_images: int, settings: Gate) 
         worse, reached = decided(won, disagreements - won, size, settings)
         return float((worse | reached).mean())
 
-    sizes = range(num_images + 1, _MOST_IMAGES + 1)
+    sizes = range(int(num_images) + 1, _MOST_IMAGES + 1)
     found = bisect_left(sizes, _POWER, key=power)
     return sizes[found] if found < len(sizes) else None
 

@@ -1,3 +1,3 @@
 """How good predictions are: pure numbers, no torch, no files."""
 
-__all__ = ["evaluation", "intervals", "linear", "measures", "metrics"]
+__all__ = ["clusters", "evaluation", "intervals", "linear", "measures", "metrics"]

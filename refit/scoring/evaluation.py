@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import measures
-from .intervals import Interval, wilson, with_intervals
+from . import measures, metrics
+from .intervals import Interval, effect_of, wilson, with_intervals
 from .metrics import Scored
 
 
@@ -103,9 +103,12 @@ def reliability_bins(scored: Scored, num_bins: int) -> tuple[Bin, ...]:
 def _per_slice(scored: Scored, words: np.ndarray, confidence: float) -> dict[str, SliceMeasures]:
     """By word, the most frequent one first."""
     values, of_value, counts = np.unique(words.astype(str), return_inverse=True, return_counts=True)
-    right = np.bincount(of_value, weights=scored.predicted == scored.labels)
-    rows = sorted(zip(values.tolist(), right.tolist(), counts.tolist(), strict=True), key=lambda row: -row[2])
-    return {value: SliceMeasures(wilson(hits / count, count, confidence), count) for value, hits, count in rows}
+    measured = {}
+    for number in np.argsort(-counts, kind="stable"):
+        some, count = scored.of(of_value == number), int(counts[number])
+        interval = wilson(metrics.accuracy(some), count / effect_of(some), confidence)
+        measured[str(values[number])] = SliceMeasures(interval, count)
+    return measured
 
 
 def _per_class(scored: Scored, classes: Sequence[str]) -> dict[str, ClassMeasures]:

@@ -7,6 +7,7 @@
                                the size of the sample that would have it (Korn and Graubard 1998)
     calibration error, loss    percentile bootstrap (Efron 1979) of a smoothed sample, see `calibration_draws`
 
+Of accuracy and macro F1 examples of one cluster count as fewer (`clusters.py`); the bootstrap takes all as independent.
 None has zero width: five of five right do not prove that the sixth will be. The cost grows with the images only in
 passes over arrays of one number per image; nothing is resampled row by row.
 """
@@ -18,6 +19,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from .clusters import design_effect
 from .measures import confidence_bins, macro_f1, occurring, overall, per_class
 from .metrics import SMALLEST_PROBABILITY, Scored
 
@@ -47,13 +49,20 @@ def with_intervals(
     """
     values = overall(scored, num_bins)
     draws = calibration_draws([scored], num_bins, num_resamples, seed)[:, 0]
-    share, num_images = values["accuracy"], len(scored.labels)
+    share, effect = values["accuracy"], effect_of(scored)
     return {
-        "accuracy": wilson(share, num_images, confidence),
-        "macro_f1": _macro_f1(scored, confidence),
+        "accuracy": wilson(share, len(scored.labels) / effect, confidence),
+        "macro_f1": _macro_f1(scored, effect, confidence),
         "expected_calibration_error": percentile(values["expected_calibration_error"], draws[:, 0], confidence),
         "negative_log_likelihood": percentile(values["negative_log_likelihood"], draws[:, 1], confidence),
     }
+
+
+def effect_of(scored: Scored) -> float:
+    """The design effect on the accuracy."""
+    if scored.clusters is None:
+        return 1.0
+    return design_effect((scored.predicted == scored.labels).astype(np.float64), scored.clusters)
 
 
 def wilson(share: float, size: float, confidence: float) -> Interval:
@@ -76,7 +85,7 @@ def percentile(value: float, draws: np.ndarray, confidence: float) -> Interval:
     return Interval(value, min(value, float(low)), max(value, float(high)))
 
 
-def _macro_f1(scored: Scored, confidence: float) -> Interval:
+def _macro_f1(scored: Scored, effect: float, confidence: float) -> Interval:
     """Wilson's interval for a sample in which a plain share would vary as much as macro F1 does.
 
     At most that of a mean over equally difficult classes, num_classes^2 / sum(1 / support): where no image of a rare
@@ -92,7 +101,7 @@ def _macro_f1(scored: Scored, confidence: float) -> Interval:
     variance = float((influence**2).sum()) / int(occurring(scored).sum()) ** 2
     spread = value * (1 - value)
     size = min(spread / variance, most) if variance > 0 and spread > 0 else most
-    return wilson(value, size, confidence)
+    return wilson(value, size / effect, confidence)
 
 
 def calibration_draws(sides: Sequence[Scored], num_bins: int, num_resamples: int, seed: int) -> np.ndarray:

@@ -1,12 +1,11 @@
 """A linear classifier that judges only what it has not seen: for label errors, and for what tells two sets apart.
 
-    probabilities = out_of_fold(features, labels, groups, num_classes, seed=17)      (n, num_classes)
+    probabilities = out_of_fold(features, labels, clusters, num_classes, seed=17)      (n, num_classes)
 
 Multinomial logistic regression on standardised features, fitted on all folds but one and asked about that one.
 """
 
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,15 +17,15 @@ _MOST_STEPS = 100
 
 
 def out_of_fold(
-    features: np.ndarray, labels: np.ndarray, groups: Sequence[str], num_classes: int, seed: int
+    features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, num_classes: int, seed: int
 ) -> np.ndarray:
-    """Probabilities for each row, from a model that was fitted without it and without any row of its group.
+    """Probabilities for each row, from a model that was fitted without it and without any row of its cluster.
 
     Args:
         features: (n, d), finite.
         labels: (n,) int64 in [0, num_classes), of two classes or more.
-        groups: n names; rows of one name (a patient, a part) are alike for reasons that are not their class.
-        seed: of the folds, into which the groups of each class are dealt out evenly.
+        clusters: (n,) int64, as `clusters.numbered` gives them.
+        seed: of the folds, into which the clusters of each class are dealt out evenly.
 
     Returns:
         (n, num_classes) float64. A class that no other fold has gets 0.
@@ -34,7 +33,7 @@ def out_of_fold(
     from sklearn.linear_model import LogisticRegression  # here: a second, which most processes need not wait
     from threadpoolctl import threadpool_limits
 
-    folds = _folds(labels, groups, seed)
+    folds = _folds(labels, clusters, seed)
     probabilities = np.zeros((len(labels), num_classes))
     features = _standardised(features)
     with threadpool_limits(1), warnings.catch_warnings():  # other threads, other last bits
@@ -50,16 +49,14 @@ def out_of_fold(
     return probabilities
 
 
-def _folds(labels: np.ndarray, groups: Sequence[str], seed: int) -> np.ndarray:
-    """(n,) int64: the fold of each row. A group counts as of the class of its first row."""
-    number = {name: position for position, name in enumerate(dict.fromkeys(groups))}
-    group_of = np.array([number[name] for name in groups], dtype=np.int64)
-    labels = labels[np.unique(group_of, return_index=True)[1]]
+def _folds(labels: np.ndarray, clusters: np.ndarray, seed: int) -> np.ndarray:
+    """(n,) int64: the fold of each row. A cluster counts as of the class of its first row."""
+    labels = labels[np.unique(clusters, return_index=True)[1]]
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     dealt = shuffled[labels[shuffled].argsort(kind="stable")]
     folds = np.empty(len(labels), dtype=np.int64)
     folds[dealt] = np.arange(len(labels)) % FOLDS
-    return folds[group_of]
+    return folds[clusters]
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:

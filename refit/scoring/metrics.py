@@ -21,9 +21,16 @@ class Scored:
     confidence: np.ndarray  # (n,) float64: probability of the predicted class
     loss: np.ndarray  # (n,) float64: -log of the probability of the true class
     num_classes: int
+    clusters: np.ndarray | None = None  # (n,) int64: those of one number are alike (clusters.py); None: none are
+
+    def of(self, rows: np.ndarray) -> "Scored":
+        """Of some examples, (n,) bool."""
+        clusters = None if self.clusters is None else np.unique(self.clusters[rows], return_inverse=True)[1]
+        confidence, loss = self.confidence[rows], self.loss[rows]
+        return Scored(self.labels[rows], self.predicted[rows], confidence, loss, self.num_classes, clusters)
 
 
-def score(probabilities: np.ndarray, labels: np.ndarray) -> Scored:
+def score(probabilities: np.ndarray, labels: np.ndarray, clusters: np.ndarray | None = None) -> Scored:
     """Predictions, confidences and losses from probabilities."""
     rows = np.arange(len(labels))
     return Scored(
@@ -32,6 +39,7 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> Scored:
         confidence=probabilities.max(axis=1),
         loss=-np.log(np.maximum(probabilities[rows, labels], SMALLEST_PROBABILITY)),
         num_classes=probabilities.shape[1],
+        clusters=clusters,
     )
 
 
