@@ -168,6 +168,9 @@ def test_a_missing_extra_is_named(scheme: str, package: str, project: Path) -> N
 # A hub
 
 
+COMMIT = "c0ffee" * 6 + "c0ff"
+
+
 class Hub(ThreadingHTTPServer):
     """Answers as a hub does: sends files of a commit from another host."""
 
@@ -175,6 +178,7 @@ class Hub(ThreadingHTTPServer):
         self.content, self.storage = content, storage
         self.seen: list[tuple[str, str | None]] = []  # path, authorization
         self.token: str | None = None
+        self.commit = COMMIT
         super().__init__(("127.0.0.1", 0), HubHandler)
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -187,10 +191,13 @@ class HubHandler(BaseHTTPRequestHandler):
         self.server.seen.append((self.path, given))
         if self.server.token and given != f"Bearer {self.server.token}":
             self.send_error(401)
+        elif self.path.startswith("/api/models/"):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"sha": self.server.commit, "siblings": []}).encode())
         elif self.server.storage:
             self.send_response(302)
             self.send_header("Location", f"{self.server.storage}/blob?signature={SECRET}")
-            self.send_header("X-Repo-Commit", "c0ffee" * 6 + "c0ff")
             self.send_header("Content-Length", "0")
             self.end_headers()
         else:
@@ -221,14 +228,23 @@ def test_a_file_of_a_hub_is_fetched_with_its_commit(
     hub: tuple[Hub, Hub], weights: Path, edit_params: Callable[..., Params], capsys: Any
 ) -> None:
     edit_params(checkpoint__uri="hf:timm/net/sub/model.safetensors", checkpoint__sha256=sha256_of_file(weights))
+    front, _ = hub
+    asked, file = "/api/models/timm/net/revision", "sub/model.safetensors"
     for _ in range(2):
         fetch.main()
-        assert card()["version"] == f"hf:timm/net@{'c0ffee' * 6}c0ff/sub/model.safetensors"
-    assert hub[0].seen == [("/timm/net/resolve/main/sub/model.safetensors", None)], "it is not asked again"
+        assert card()["version"] == f"hf:timm/net@{COMMIT}/{file}"
+    first = [(f"{asked}/main", None), (f"/timm/net/resolve/{COMMIT}/{file}", None), (f"{asked}/main", None)]
+    assert front.seen == first, "a commit's file is not asked for again"
     assert paths.BASE_WEIGHTS.read_bytes() == weights.read_bytes()
-    edit_params(checkpoint__uri="hf:timm/net@refs%2Fpr%2F1/sub/model.safetensors")
+    front.commit = "2" * 40  # the branch moves
     fetch.main()
-    assert hub[0].seen[1][0] == "/timm/net/resolve/refs%2Fpr%2F1/sub/model.safetensors"
+    assert card()["version"] == f"hf:timm/net@{front.commit}/{file}"
+    edit_params(checkpoint__uri=f"hf:timm/net@refs%2Fpr%2F1/{file}")
+    fetch.main()
+    assert front.seen[-1][0] == f"{asked}/refs%2Fpr%2F1"
+    edit_params(checkpoint__uri=f"hf:timm/net@{'3' * 40}/{file}")
+    fetch.main()
+    assert front.seen[-1][0] == f"/timm/net/resolve/{'3' * 40}/{file}"
     assert SECRET not in capsys.readouterr().out + paths.BASE_CARD.read_text()
 
 

@@ -90,11 +90,6 @@ def folder_of(address: str) -> Path:
     return folder
 
 
-def commit_of(file: Path) -> str | None:
-    """The commit that a hub said a downloaded file is of, whatever branch was asked for."""
-    return _read_state(_state_file(file.with_name(f".{file.name}.partial"))).get("commit")
-
-
 def _append(url: str, partial: Path, token: str | None) -> None:
     """Go on with what has arrived, up to the end."""
     state_file = _state_file(partial)
@@ -121,8 +116,7 @@ def _append(url: str, partial: Path, token: str | None) -> None:
             raise httpx.RemoteProtocolError("the server sent another part of the file than was asked for")
         etag = response.headers.get("ETag", "")
         validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
-        commit = [*response.history, response][0].headers.get("X-Repo-Commit")
-        publish_json(state_file, {"validator": validator, "commit": commit})
+        publish_json(state_file, {"validator": validator})
         expected = response.headers.get("Content-Length")
         received = _write(response.iter_raw(), partial, "ab" if resumes else "wb")
     if expected is not None and received != int(expected):

@@ -16,10 +16,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import CheckpointError
-from .download import commit_of, download
+from .download import download
 from .folder import matching
 
 _HUB = "https://huggingface.co"
+_COMMIT = re.compile("[0-9a-f]{40}")
 _ADDRESS = re.compile(r"hf:(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
 
 
@@ -35,9 +36,11 @@ def fetch(uri: str, is_pinned: bool) -> tuple[Path, str]:
         DownloadError: as `download`.
     """
     asked, endpoint = _asked(uri, is_pinned)
-    revision = asked["revision"] or "main"
-    file = _download(f"{endpoint}/{asked['repo']}/resolve/{quote(revision, safe='%')}/{quote(asked['file'])}")
-    return file, f"hf:{asked['repo']}@{commit_of(file) or revision}/{asked['file']}"
+    commit = asked["revision"]
+    if commit is None or not _COMMIT.fullmatch(commit):
+        commit, _ = _commit_and_names(uri, asked, endpoint)
+    file = _download(f"{endpoint}/{asked['repo']}/resolve/{quote(commit)}/{quote(asked['file'])}")
+    return file, f"hf:{asked['repo']}@{commit}/{asked['file']}"
 
 
 def is_repository(uri: str) -> bool:
@@ -58,19 +61,25 @@ def fetch_repository(uri: str, patterns: Sequence[str], is_pinned: bool) -> tupl
         DownloadError: as `download`.
     """
     asked, endpoint = _asked(uri, is_pinned)
-    revision = asked["revision"] or "main"
-    listing = _download(f"{endpoint}/api/models/{asked['repo']}/revision/{quote(revision, safe='%')}")
-    try:
-        said = json.loads(listing.read_bytes())
-        commit, names = str(said["sha"]), [str(entry["rfilename"]) for entry in said["siblings"]]
-    except (ValueError, KeyError, TypeError):
-        listing.unlink()
-        raise CheckpointError(f"the hub does not say which files {uri} has") from None
+    commit, names = _commit_and_names(uri, asked, endpoint)
     names = matching(names, patterns)
     if not names:
         raise CheckpointError(f"{uri} has none of the files {', '.join(patterns)}")
     address = f"{endpoint}/{asked['repo']}/resolve/{quote(commit)}"
     return {name: _download(f"{address}/{quote(name)}") for name in names}, f"hf:{asked['repo']}@{commit}"
+
+
+def _commit_and_names(uri: str, asked: re.Match[str], endpoint: str) -> tuple[str, list[str]]:
+    """What a branch or tag is now: its commit and the names of its files."""
+    revision = quote(asked["revision"] or "main", safe="%")
+    listing = _download(f"{endpoint}/api/models/{asked['repo']}/revision/{revision}")
+    try:
+        said = json.loads(listing.read_bytes())
+        return str(said["sha"]), [str(entry["rfilename"]) for entry in said["siblings"]]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"the hub does not say what {uri} is") from None
+    finally:
+        listing.unlink()  # the next time it may be another
 
 
 def _asked(uri: str, is_pinned: bool) -> tuple[re.Match[str], str]:
