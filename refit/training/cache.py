@@ -116,36 +116,39 @@ class Shelf:
         """Where its files are."""
         return _cache_folder() / f"{self.kind}-{self.key[:32]}"
 
-    def rows(self, names: Sequence[bytes], produce: Produce) -> Rows:
+    def rows(self, names: Sequence[bytes], produce: Produce, in_all: int = 0) -> Rows:
         """The rows of `names` (32 bytes each); what is missing or damaged is computed and kept.
 
         Another process that wants the same shelf waits meanwhile, and then finds them.
+
+        Args:
+            in_all: so many rows will be wanted in several calls, if that is more: all of them fit, or none is kept.
 
         Raises:
             WorkspaceError: the cache cannot be written.
         """
         try:
             with self._locked():
-                return self._rows(names, produce)
+                return self._rows(names, produce, in_all)
         except OSError as error:
             raise WorkspaceError(
                 f"the cache {self.folder} cannot be used ({error.strerror or error}); free some space, or name another "
                 "folder in the environment variable REFIT_CACHE"
             ) from error
 
-    def _rows(self, names: Sequence[bytes], produce: Produce) -> Rows:
+    def _rows(self, names: Sequence[bytes], produce: Produce, in_all: int) -> Rows:
         positions = self._verified(set(names))
         places = {name: index for index, name in reversed(list(enumerate(names)))}  # the first of each
         missing = sorted(index for name, index in places.items() if name not in positions)
         if missing:
             pieces = produce(np.array(missing, dtype=np.int64))
             first = next(pieces)
-            needed = len(set(names)) * first[0].nbytes
+            needed = max(len(set(names)), in_all) * first[0].nbytes
             if needed > _limit_bytes():
                 return Unkept(produce, len(names), first.shape[1:], first.dtype)
-            if self._kept_bytes() + len(missing) * first[0].nbytes > _limit_bytes() and positions:
-                self._start_anew()  # some of its rows are no longer asked for
-                return self._rows(names, produce)
+            if self._kept_bytes() + len(missing) * first[0].nbytes > _limit_bytes() and self._kept_bytes():
+                self._start_anew()  # some of its rows are not asked for
+                return self._rows(names, produce, in_all)
             room = _limit_bytes() - self._kept_bytes() - len(missing) * first[0].nbytes
             _evict(room, spare=self.folder)
             self._append([names[index] for index in missing], first, pieces, positions)

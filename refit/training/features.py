@@ -50,6 +50,7 @@ class Work:
 class Stream:
     """Where the batches of a phase come from, and what makes logits of them."""
 
+    prepare: Callable[[int], object]  # epoch: its rows are there from then on
     train: Callable[[int, np.ndarray], Tensor]  # (epoch over all phases, (k,) rows) -> (k, …) on the device
     val: Callable[[np.ndarray], Tensor]  # (k,) rows -> (k, …)
     logits: nn.Module  # (k, …) -> (k, num_classes)
@@ -63,7 +64,7 @@ def stream_for(job: Job, phase: Phase, work: Work) -> Stream:
     if names:
         found = _split(job, names)
         if found is not None:
-            return _on_features(job, found, names, work)
+            return _on_features(job, phase, found, names, work)
         say(f"phase {phase.name}: this network cannot be cut where its frozen layers end; they are computed each time")
     return _on_examples(job, names)
 
@@ -102,6 +103,7 @@ def _on_examples(job: Job, names: frozenset[str]) -> Stream:
         return job.feed.network_input(_augmented(job, "augment", epoch, train_rows(rows), job.train.keys[rows]))
 
     return Stream(
+        prepare=lambda _: None,
         train=train,
         val=lambda rows: job.feed.network_input(val_rows(rows)),
         logits=job.network,
@@ -110,9 +112,10 @@ def _on_examples(job: Job, names: frozenset[str]) -> Stream:
     )
 
 
-def _on_features(job: Job, split: frozen.Split, names: frozenset[str], work: Work) -> Stream:
+def _on_features(job: Job, phase: Phase, split: frozen.Split, names: frozenset[str], work: Work) -> Stream:
     """The rest of the network on features. Epochs take turns in the views: the first is the example as it is."""
     shelf = Shelf("features", _features_digest(job, names))
+    in_all = len(job.train) * min(job.plan.views, phase.epochs) + len(job.val)
 
     def reader(examples: Examples, view: int) -> Callable[[np.ndarray], Tensor]:
         extents = job.train_extents if examples is job.train else job.val_extents
@@ -121,7 +124,7 @@ def _on_features(job: Job, split: frozen.Split, names: frozenset[str], work: Wor
         if view:
             suffix = f"/{job.seed}/{view}/{job.feed.digest}".encode()
             sha256s = [hashlib.sha256(sha256 + suffix).digest() for sha256 in sha256s]
-        return _reader(shelf.rows(sha256s, forward), job.device)
+        return _reader(shelf.rows(sha256s, forward, in_all), job.device)
 
     @functools.cache
     def view_reader(view: int) -> Callable[[np.ndarray], Tensor]:
@@ -132,6 +135,7 @@ def _on_features(job: Job, split: frozen.Split, names: frozenset[str], work: Wor
         split.suffix.train()
 
     return Stream(
+        prepare=lambda epoch: view_reader(epoch % job.plan.views),
         train=lambda epoch, rows: view_reader(epoch % job.plan.views)(rows),
         val=reader(job.val, 0),
         logits=split.suffix,
