@@ -7,7 +7,8 @@
                 save(...)
                 raise stopped               leaves with 143 or 130
 
-Outside such a block either signal ends the process at once, by an exception: what is half written goes away.
+Outside such a block, and in one of `ending_at_once`, either signal ends the process at once, by an exception: what is
+half written goes away.
 """
 
 import os
@@ -34,26 +35,23 @@ class Stopped(SystemExit):
 def leaving_on_sigterm() -> Iterator[None]:
     """SIGTERM raises `Stopped` in the main thread, as SIGINT raises KeyboardInterrupt."""
 
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise Stopped(number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
+    with _handled(_leave, signal.SIGTERM):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Within `stop_requests`: work that has nothing to save, which either signal ends by an exception."""
+    with _handled(_leave, *_SIGNALS):
+        yield
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], Stopped | None]]:
     """In the block the signals are only remembered; what it gives tells what to raise, once there is one.
 
-    A second Ctrl-C, a while after the first, ends the process without waiting. In a thread that is not the main one,
-    which gets no signals, nothing changes.
+    A second Ctrl-C, a while after the first, ends the process without waiting.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
     received: list[tuple[int, float]] = []
 
     def remember(number: int, _frame: FrameType | None) -> None:
@@ -63,9 +61,22 @@ def stop_requests() -> Iterator[Callable[[], Stopped | None]]:
             raise KeyboardInterrupt
         received.append((number, time.monotonic()))
 
-    before = {number: signal.signal(number, remember) for number in _SIGNALS}
-    try:
+    with _handled(remember, *_SIGNALS):
         yield lambda: Stopped(received[0][0]) if received else None
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(shards: int) -> 
         run(network=network, shards=shards)
 
 
+def test_a_device_that_runs_ahead_names_the_step_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loop._STEPS_BETWEEN_LOOKS, "cpu", 16)
+    network = tiny_network()
+    network[6].bias.data.fill_(float("nan"))  # type: ignore[index, union-attr, operator]
+    with pytest.raises(TrainingError, match=r"epoch 1, batch 1 \(step 1\); its examples begin with 0{10}"):
+        run(network=network)
+
+
+def test_a_device_that_runs_ahead_saves_after_short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loop._STEPS_BETWEEN_LOOKS, "cpu", 16)
+    monkeypatch.setenv("REFIT_STATE_SECONDS", "0")
+    saved: list[int] = []
+    monkeypatch.setattr(Keeper, "save", lambda _self, position, *_: saved.append(position.epoch))
+    fit(job(epochs=3), Keeper("f" * 64))
+    assert saved == [1, 2, 3]
+
+
 def test_early_stopping() -> None:
     fitted = run(learning_rate=1e-9, epochs=20, early_stopping_epochs=3)
     assert len(fitted.history) == fitted.best_epoch + 3 < 20
@@ -221,6 +239,14 @@ def test_a_budget_of_time_ends_between_epochs_and_can_be_repeated() -> None:
     assert len(run(max_minutes=1e-9, epochs=20, early_stopping_epochs=1).history) == 1
     assert len(short.history) == 1
     assert equal(run(max_minutes=1e9, epochs=20, stopped_after=1), short)
+
+
+def test_the_filling_of_caches_is_no_part_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which only decoding takes time, a second for an example: no epoch takes any."""
+    seconds: list[int] = []
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: float(len(seconds))))
+    assert len(run(train=examples(decoded=seconds.append), max_minutes=100 / 60, epochs=5).history) == 5
+    assert len(seconds) > 50
 
 
 def test_a_budget_of_steps_is_kept() -> None:

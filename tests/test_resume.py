@@ -261,11 +261,29 @@ def told_to_stop(folder: str, number: int, step_of_signal: int) -> None:
     child(folder, RECIPES["full"], None, {"REFIT_STATE_SECONDS": "1000"})
 
 
+def cut_off(state: Path) -> None:
+    state.write_bytes(state.read_bytes()[:-100])
+
+
+def without_sense(state: Path) -> None:
+    state.write_bytes(len(b"[1,2]").to_bytes(8, "little") + b"[1,2]")
+
+
+def without_text(state: Path) -> None:
+    header = b'{"__metadata__": {"position": "\xff"}}'
+    state.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def without_its_best(state: Path) -> None:
+    cut_off(next(state.parent.glob("best-*")))
+
+
+@pytest.mark.parametrize("damage", [cut_off, without_sense, without_text, without_its_best])
 def test_a_damaged_state_is_not_used(
-    processes: ForkServerContext, never_killed: dict[str, str], tmp_path: Path
+    damage: Callable[[Path], None], processes: ForkServerContext, never_killed: dict[str, str], tmp_path: Path
 ) -> None:
     train(processes, tmp_path, RECIPES["full"], [Kill("torch.optim:AdamW.step", 8)])
     state = tmp_path / ".refit/state" / FINGERPRINT / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:-100])
+    damage(state)
     assert train(processes, tmp_path, RECIPES["full"], [None]) == [0]
     assert digest(tmp_path) == never_killed["full"]

@@ -14,7 +14,7 @@ import signal, sys, time
 from pathlib import Path
 from refit.errors import run_stage
 from refit.files import publishing
-from refit.stopping import stop_requests
+from refit.stopping import ending_at_once, stop_requests
 """
 SAVES = """
 def main():
@@ -25,6 +25,13 @@ def main():
             if stopped := requested():
                 print("saved", flush=True)
                 raise stopped
+"""
+FILLS = """
+def main():
+    with stop_requests():
+        with ending_at_once():
+            print("ready", flush=True)
+            time.sleep(600)
 """
 STANDS = """
 def main():
@@ -60,6 +67,14 @@ def test_what_has_something_to_save_saves_it_and_leaves_with_the_signals_code(nu
         said, errors = process.communicate(timeout=60)
     assert (process.returncode, said) == (code, "saved\n")
     assert errors == "stopping at the next step; Ctrl-C again: at once\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_what_has_nothing_to_save_ends_at_once(number: int, code: int) -> None:
+    with start(FILLS) as process:
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode == code
 
 
 def test_the_same_request_may_come_twice() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import TrainingError
 from ..progress import TrainingProgress, say, training_progress
 from ..scoring import metrics
-from ..stopping import Stopped, stop_requests
+from ..stopping import Stopped, ending_at_once, stop_requests
 from .arithmetic import autocast
 from .determinism import uniforms
 from .features import Stream, Work, stream_for
@@ -68,12 +68,15 @@ def fit(job: Job, keeper: Keeper | None = None, ranks: Ranks | None = None) -> F
             learner = run.begin(phase)  # a signal ends it at once: what the caches hold by then is kept
             with stop_requests() as requested:
                 while run.position.epoch < phase.epochs and not run.is_over():
+                    with ending_at_once():
+                        learner.stream.prepare(len(run.position.history))
                     learner.stream.train_mode()
                     for rows in run.remaining_batches():
                         sums = learner.step(rows, run.position, wants_stop=requested() is not None)
                         run.count(rows, sums, learner, progress)
                         run.save_if_due(learner, requested)
                     run.end_epoch(phase, learner, requested)
+                    run.save_if_due(learner, requested)
             run.end_phase()
     return run.result()
 
@@ -87,13 +90,13 @@ class _Run:
         self.position = Position()
         self.best: dict[str, Tensor] = {}  # what learns in any phase, and `logits` on validation; on the CPU
         self.restored: dict[str, Tensor] = {}
-        self.pending: list[tuple[np.ndarray, Tensor]] = []  # steps whose losses nobody has looked at
+        self.pending: list[tuple[Position, np.ndarray, Tensor]] = []  # steps whose losses nobody has looked at
         self.stop_votes = 0.0
         frozen = job.frozen(min(phase.first_group for phase in job.plan.phases))
         self.moving = {name: tensor for name, tensor in job.network.state_dict().items() if name not in frozen}
         self._restore()
         self.started = time.monotonic() - self.position.seconds
-        self.epoch_begun = time.monotonic()
+        self.epoch_begun = self.started
         self.epoch_seconds = 0.0  # of the last one
 
     def _restore(self) -> None:
@@ -135,16 +138,17 @@ class _Run:
 
     def remaining_batches(self) -> Iterator[np.ndarray]:
         """The rows of each batch of the present epoch that was not learned yet."""
+        self.epoch_begun = time.monotonic()  # the filling of caches is no part of an epoch
         order = epoch_order(self.job, len(self.position.history))
         for batch in split_in_batches(len(order), self.job.plan.batch_size)[self.position.step :]:
             yield order[batch]
 
     def count(self, rows: np.ndarray, sums: Tensor, learner: Learner, progress: TrainingProgress) -> None:
         """A step was made."""
-        self.pending.append((rows, sums))
         self.position = dataclasses.replace(
             self.position, step=self.position.step + 1, steps_done=self.position.steps_done + 1
         )
+        self.pending.append((self.position, rows, sums))
         self.work.steps += 1
         if learner.stream.part == "whole":
             self.work.whole_forwards += len(rows)
@@ -156,10 +160,10 @@ class _Run:
 
     def _look(self) -> None:
         """Add up the losses of the steps since the last look."""
-        for rows, sums in self.pending:
+        for made, rows, sums in self.pending:
             loss_sum, num_correct, votes = sums.tolist()
             if not math.isfinite(loss_sum):
-                raise TrainingError(self._diagnosis(rows, loss_sum))
+                raise TrainingError(self._diagnosis(made, rows, loss_sum))
             self.stop_votes += votes
             self.position = dataclasses.replace(
                 self.position,
@@ -168,11 +172,11 @@ class _Run:
             )
         self.pending.clear()
 
-    def _diagnosis(self, rows: np.ndarray, loss_sum: float) -> str:
+    def _diagnosis(self, made: Position, rows: np.ndarray, loss_sum: float) -> str:
         names = ", ".join(self.job.train.sha256s[row][:12] for row in rows[:8])
         return (
-            f"the loss is {loss_sum} in epoch {len(self.position.history) + 1}, batch {self.position.step} (step "
-            f"{self.position.steps_done}); its examples begin with {names} (SHA-256). Try a lower "
+            f"the loss is {loss_sum} in epoch {len(made.history) + 1}, batch {made.step} (step {made.steps_done}); "
+            f"its examples begin with {names} (SHA-256). Try a lower "
             "`finetune.learning_rate`, or set `finetune.gradient_clip`; the last saved state is kept"
         )
 
@@ -208,7 +212,7 @@ class _Run:
         if logits is None:
             self._save(learner)
             raise requested() or Stopped(15)
-        self.epoch_seconds, self.epoch_begun = time.monotonic() - self.epoch_begun, time.monotonic()
+        self.epoch_seconds = time.monotonic() - self.epoch_begun
         if self.ranks.is_first:
             say(_line(history[-1], self.job.plan.epochs))
             self.keeper.publish(history)

@@ -89,8 +89,9 @@ class Keeper:
             position, _ = parse(data)
             if (best := self.load_best(position.best_epoch)) is not None:
                 load(best)
-        except (SafetensorError, msgspec.DecodeError, KeyError, FileNotFoundError):
+        except (SafetensorError, ValueError, KeyError, TypeError, FileNotFoundError):
             say(f"{self.folder} holds a damaged state; training starts anew")
+            shutil.rmtree(self.folder, ignore_errors=True)  # its best weights too, which `save` would leave as they are
             return None
         return data
 
