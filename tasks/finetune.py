@@ -21,7 +21,7 @@ from torch import nn
 from refit import modality, paths
 from refit.checkpoint.backbone import Loaded
 from refit.checkpoint.card import BaseCard
-from refit.errors import CheckpointError, ParamsError, WorkspaceError, run_stage
+from refit.errors import CheckpointError, DataError, ParamsError, WorkspaceError, run_stage
 from refit.files import publish_json, publish_table, publishing, sha256_of_file, sha256_of_json
 from refit.modality import own
 from refit.model.card import FORMAT, Card, Environment, Pretrained, ValidationMeasures
@@ -52,13 +52,19 @@ def main() -> None:
 
 def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     settings, name = params.finetune, params.data.modality
-    accepted = pd.read_parquet(paths.ACCEPTED)
+    # One order whatever the files are called: sums, and a state of before they were renamed, depend on it.
+    accepted = pd.read_parquet(paths.ACCEPTED).sort_values(["sha256", "label"], ignore_index=True)
     base = read_record(paths.BASE_CARD, BaseCard, CheckpointError, "; run `dvc repro -f fetch`")
     start = start_from(params, accepted, base, device)
     classes, network, groups, feed = start.classes, start.network, start.groups, start.feed
     if start.loaded:
         say(start.loaded.table())
     train, val = (read_split(accepted, split, classes, name, start.preprocessing) for split in ("train", "val"))
+    if len(classes) < 2 or not len(train) or not len(val):
+        raise DataError(
+            f"{len(train):,} train and {len(val):,} val examples of {len(classes)} classes are too few to train on, "
+            "whatever `validate.rules` allow; add examples"
+        )
     facts = Facts(
         num_train=len(train),
         num_classes=len(classes),
@@ -96,8 +102,13 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     read = _read_of(train, name, start)
     for line in (*plan.in_words(), *read, f"{made_in.precision}, {made_in.num_threads} threads: {arithmetic.reason}"):
         say(f"  {line}")
-    keeper = Keeper(_fingerprint(params, classes, accepted, base, job))
-    fitted = fit(job, keeper, ranks)
+    fingerprint = _fingerprint(params, classes, accepted, base, job)
+    if ranks.from_first(fingerprint.encode()) != fingerprint.encode():
+        raise WorkspaceError(
+            "this process and the first one do not train the same: bring data, params.yaml, code and packages of this "
+            "machine to those of the first"
+        )
+    fitted = fit(job, Keeper(fingerprint), ranks)
     if not ranks.is_first:
         return
     if settings.max_minutes is not None:
@@ -108,7 +119,7 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     card = _card(params, start, base, accepted, fitted, job, made_in)
     publish_record(paths.MODEL_CARD, dataclasses.replace(card, plan=(*card.plan, *read)))
     publish_json(paths.WORK, dataclasses.asdict(fitted.work))
-    keeper.clear()
+    Keeper(fingerprint).clear()
     say(f"epoch {fitted.best_epoch} is the best on validation: {paths.MODEL_WEIGHTS}")
 
 

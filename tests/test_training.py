@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torchvision
@@ -19,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
 
 from refit import paths
-from refit.errors import CheckpointError, DataError, ParamsError
+from refit.errors import CheckpointError, DataError, ParamsError, TrainingError
 from refit.modality.image import augment as augmentation
 from refit.modality.image import examples as pictures
 from refit.modality.image import files as image_file
@@ -30,6 +33,7 @@ from refit.modality.image.settings import Finetune as ImageFinetune
 from refit.model.classifier import Classifier
 from refit.params import Params, load_params
 from refit.records import publish_record
+from refit.training import shards
 from refit.training.determinism import be_deterministic
 from tasks import evaluate, fetch, finetune, ingest, validate
 
@@ -81,6 +85,14 @@ def test_published_weights_bring_their_preprocessing() -> None:
     )
     with pytest.raises(ParamsError, match=r"set `image\.finetune\.size`"):
         published.preprocessing_for(None, ImageFinetune(size=None, augment=STILL))
+
+
+@pytest.mark.parametrize(
+    "name", ["DeepLabV3_ResNet50_Weights.DEFAULT", "ResNet18_QuantizedWeights.DEFAULT", "R3D_18_Weights.DEFAULT"]
+)
+def test_weights_of_other_than_classifiers_are_refused(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"no weights '{name}' of a classifier"):
+        published.describe_weights(name)
 
 
 @pytest.mark.parametrize("size", [(90, 60), (61, 47), (40, 41), (17, 100), (20, 25)])
@@ -330,3 +342,75 @@ def test_two_processes_by_torchrun_or_by_the_stage_itself_give_the_bytes_of_one(
         assert done.stdout.count("is the best on validation") == 1
         found.add(tuple(output.read_bytes() for output in outputs))
     assert len(found) == 1
+
+
+def test_processes_that_cannot_share_the_training_are_not_started(
+    images: Path, edit_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up(images, edit_params, finetune__shards=4)
+    monkeypatch.setenv("REFIT_PROCESSES", "3")
+    monkeypatch.setattr(shards, "_start_others", None)
+    with pytest.raises(ParamsError, match=r"3 processes cannot share `finetune\.shards: 4`"):
+        finetune.main()
+
+
+def test_a_process_that_dies_before_it_comes_is_not_waited_for(
+    images: Path, edit_params: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        pytest.raises(TrainingError, match=r"one of the 2 processes .* is gone \(.*No module named no_such_module\)"),
+        shards.started("no_such_module", 2, torch.device("cpu")),
+    ):
+        pass
+    assert "WORLD_SIZE" not in os.environ
+
+
+def test_machines_that_do_not_train_the_same_are_told_so(
+    images: Path, edit_params: Callable[..., Params], tmp_path: Path
+) -> None:
+    set_up(images, edit_params, finetune__shards=2, finetune__epochs=1)
+    other = tmp_path / "other machine"
+    shutil.copytree(Path.cwd(), other)
+    params = (other / "params.yaml").read_text()
+    (other / "params.yaml").write_text(params.replace("label_smoothing: 0.1", "label_smoothing: 0.2"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tasks.finetune"],
+            cwd=folder,
+            env={**environment, "WORLD_SIZE": "2", "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, folder in enumerate((Path.cwd(), other))
+    ]
+    said = [machine.communicate(timeout=120)[1] for machine in machines]
+    assert "is gone" in said[0]
+    assert "do not train the same: bring data, params.yaml, code and packages of this machine" in said[1]
+    assert [machine.returncode for machine in machines] != [0, 0]
+
+
+def test_the_order_of_the_table_changes_nothing(images: Path, edit_params: Callable[..., Params]) -> None:
+    """Files may be renamed between a kill and the next start, and the table is in the order of their names."""
+    set_up(images, edit_params, finetune__epochs=2)
+    outputs = [paths.MODEL_WEIGHTS, paths.MODEL_CARD, paths.HISTORY]
+    found = set()
+    for step in (1, -1):
+        pd.read_parquet(paths.ACCEPTED)[::step].to_parquet(paths.ACCEPTED)
+        finetune.main()
+        found.add(tuple(output.read_bytes() for output in outputs))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_set_that_is_too_small_whatever_the_rules_allow(
+    split: str, images: Path, edit_params: Callable[..., Params]
+) -> None:
+    set_up(images, edit_params)
+    accepted = pd.read_parquet(paths.ACCEPTED)
+    accepted[accepted["split"] != split].to_parquet(paths.ACCEPTED)
+    with pytest.raises(DataError, match=rf"0 {split} .*too few to train on"):
+        finetune.main()

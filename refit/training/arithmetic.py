@@ -83,7 +83,7 @@ def choose_arithmetic(
     precision = fixed.precision or (None if settings.precision == "auto" else settings.precision)
     num_threads = fixed.num_threads or (None if settings.num_threads == "auto" else settings.num_threads)
     if inputs.device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported()
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         precision = precision or ("bf16" if has_bf16 else "fp32")
         return Arithmetic(precision=precision, num_threads=num_threads or available_cores(), reason="on a GPU")
     if settings.shards > 1:

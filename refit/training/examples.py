@@ -98,7 +98,7 @@ class _Preparation:
     def __call__(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         pieces = [indices[start : start + _PIECE] for start in range(0, len(indices), _PIECE)]
         with ThreadPoolExecutor(available_cores()) as pool:
-            for piece in track(pieces, self.what, len(pieces)) if len(pieces) > 1 else pieces:
+            for piece in track(pieces, self.what, len(pieces)) if len(indices) > _TOLD_AT_ONCE else pieces:
                 yield np.stack(list(pool.map(self._read, piece)))
 
     def _read(self, index: int) -> np.ndarray:

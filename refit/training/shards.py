@@ -15,7 +15,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -104,21 +105,21 @@ def started(module: str, shards: int, device: torch.device) -> Iterator[Ranks]:
         ParamsError: torchrun started another number than `finetune.shards` can use.
         TrainingError: one of the others died.
     """
+    is_launched, place = "WORLD_SIZE" in os.environ, int(os.environ.get("LOCAL_RANK", "0"))
+    count = int(os.environ["WORLD_SIZE"]) if is_launched else _useful_processes(shards, device)
+    _check(count, place + 1 if is_launched else count, shards, device)
+    if count == 1:
+        yield Ranks()
+        return
     others: list[subprocess.Popen[bytes]] = []
+    ready = -1
     with tempfile.TemporaryFile() as errors:
-        if "WORLD_SIZE" not in os.environ and (count := _useful_processes(shards, device)) > 1:
-            others = _start_others(module, count, errors)
-        count = _checked_count(shards)
-        if count == 1:
-            yield Ranks()
-            return
-        if device.type == "cuda":
-            if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-                raise ParamsError(
-                    f"this machine has {torch.cuda.device_count()} GPUs, one for each process; start no more on it"
-                )
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         try:
+            if not is_launched:
+                others, ready = _start_others(module, count, errors)
+            if device.type == "cuda":
+                torch.cuda.set_device(place)
+            _wait_until_all_are_there(others, ready)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
             yield Ranks(dist.get_rank(), count)
         except (RuntimeError, dist.DistError) as error:
@@ -143,17 +144,21 @@ def started(module: str, shards: int, device: torch.device) -> Iterator[Ranks]:
                     del os.environ[name]
 
 
+_READY = "REFIT_READY"
+_SECONDS_TO_DIE = 5.0
 _VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")
 
 
-def _checked_count(shards: int) -> int:
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+def _check(count: int, on_this_machine: int, shards: int, device: torch.device) -> None:
     if count & (count - 1) or shards % count:
         raise ParamsError(
             f"{count} processes cannot share `finetune.shards: {shards}`; both must be powers of two, and no more "
             "processes than shards"
         )
-    return count
+    if device.type == "cuda" and count > 1 and on_this_machine > torch.cuda.device_count():
+        raise ParamsError(
+            f"this machine has {torch.cuda.device_count()} GPUs, one for each process; start no more on it"
+        )
 
 
 def _useful_processes(shards: int, device: torch.device) -> int:
@@ -165,21 +170,45 @@ def _useful_processes(shards: int, device: torch.device) -> int:
     return min(shards, 1 << max(0, places.bit_length() - 1))
 
 
-def _start_others(module: str, count: int, errors: IO[bytes]) -> list["subprocess.Popen[bytes]"]:
+def _start_others(module: str, count: int, errors: IO[bytes]) -> tuple[list["subprocess.Popen[bytes]"], int]:
+    """The processes, and the end of a pipe to which each writes once it is about to meet the others."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     values = ("127.0.0.1", str(port), str(count), "0", "0")
     os.environ.update(zip(_VARIABLES, values, strict=True))
-    return [
+    ready, theirs = os.pipe()
+    others = [
         subprocess.Popen(
             [sys.executable, "-m", module],
-            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), _READY: str(theirs)},
             stdout=subprocess.DEVNULL,
             stderr=errors,
+            pass_fds=(theirs,),
         )
         for rank in range(1, count)
     ]
+    os.close(theirs)
+    return others, ready
+
+
+def _wait_until_all_are_there(others: Sequence["subprocess.Popen[bytes]"], ready: int) -> None:
+    """torch waits for half an hour for a process that died before it came.
+
+    Raises:
+        RuntimeError: one died.
+    """
+    if theirs := os.environ.pop(_READY, None):
+        os.write(int(theirs), b".")
+        os.close(int(theirs))
+    if others:
+        with open(ready, "rb") as pipe:
+            told = pipe.read()  # until all have closed it, by writing or by dying
+        if len(told) < len(others):
+            until = time.monotonic() + _SECONDS_TO_DIE
+            while time.monotonic() < until and not any(other.poll() for other in others):
+                time.sleep(0.05)
+            raise RuntimeError("no connection")
 
 
 class Statistics:

@@ -37,7 +37,7 @@ def augment(examples: Tensor, draws: Tensor, settings: Finetune) -> Tensor:
 
 
 def _changed(picture: Tensor, seed: list[int], transform: v2.Transform) -> Tensor:
-    torch.manual_seed(seed[0] << 24 | seed[1])
+    torch.default_generator.manual_seed(seed[0] << 24 | seed[1])  # the policies draw on the CPU
     changed: Tensor = transform(picture)
     return changed
 

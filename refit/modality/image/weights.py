@@ -21,20 +21,22 @@ def describe_weights(name: str) -> tuple[str, Described]:
     Raises:
         CheckpointError: torchvision knows no such weights; the message lists the near ones.
     """
+    published = [
+        entry
+        for model in torchvision.models.list_models(module=torchvision.models)  # the classifiers in full precision
+        for entry in torchvision.models.get_model_weights(model)
+    ]
     try:
         weights = torchvision.models.get_weight(name)
     except (ValueError, KeyError):
+        weights = None
+    if weights not in published:
         family = name.split("_")[0].split(".")[0].lower()
-        known = [
-            str(entry)
-            for model in torchvision.models.list_models(module=torchvision.models)
-            for entry in torchvision.models.get_model_weights(model)
-            if str(entry).lower().startswith(family)
-        ]
+        near = [str(entry) for entry in published if str(entry).lower().startswith(family)]
         raise CheckpointError(
-            f"torchvision has no weights {name!r}; "
-            + (f"near ones: {', '.join(known)}" if known else "an example of a name: ResNet18_Weights.IMAGENET1K_V1")
-        ) from None
+            f"torchvision has no weights {name!r} of a classifier; "
+            + (f"near ones: {', '.join(near)}" if near else "an example of a name: ResNet18_Weights.IMAGENET1K_V1")
+        )
     preset = weights.transforms()
     preprocessing = Preprocessing(
         resize_size=preset.resize_size[0],
