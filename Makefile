@@ -4,7 +4,7 @@ PYTHON ?= python3
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 READY := .venv/.ready
 
-.PHONY: retrain image text test check e2e ui lock clean
+.PHONY: retrain image text test check ui lock clean
 
 retrain: $(READY)
 	.venv/bin/refit retrain
