@@ -1,6 +1,6 @@
 """Rebuilds the embedded language model: a small BERT that guesses hidden words of other libraries' docstrings.
 
-    python base/pretrain_texts.py       -> base/docstrings/, base/docstrings.json      (10 minutes of one core)
+    python base/pretrain_texts.py       -> base/docstrings/, base/docstrings.json      (12 minutes of one core)
 
 First masked language modelling (Devlin et al. 2019) on chunks of 64 tokens, of which a fifth is hidden; the layer that
 guesses is left behind. Then, for the mean of its vectors to say what a text is about, it finds the second half of a

@@ -3,7 +3,7 @@
 The job is all of it: the stages, the comparison with the champion and the registration in MLflow, which the first two
 ways do by `refit register`.
 
-    python benchmarks/overhead.py [--rounds 3] [--epochs 15] [--json FILE]          (20 minutes on two slow cores)
+    python benchmarks/overhead.py [--rounds 3] [--epochs 15] [--json FILE]          (14 minutes on two slow cores)
 
 Each round takes the ways in turn, each in a new clone of this repository's last commit: first with nothing cached,
 then once more in the same clone. The flow runs with a temporary Prefect server of its own and with one that runs

@@ -1,4 +1,4 @@
-"""The pages name what there is: the README's tree, links, paths and keys of params.yaml."""
+"""The pages name what there is: the trees, links, paths and keys of params.yaml."""
 
 import re
 from pathlib import Path
@@ -11,6 +11,8 @@ from .conftest import ROOT
 
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))
 STOREYS = ("flows", "tasks", "refit")
+TREES = {"README.md": "Where things are", "CONTRIBUTING.md": "The map"}
+"""The headings of the two trees: a short one for users, and one of every module."""
 
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 PATH = re.compile(r"(?<![\w/.])(?:refit|tasks|flows|docs|tests)/[\w./-]*")
@@ -31,8 +33,8 @@ def without_blocks(text: str) -> str:
     return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def tree_lines() -> list[str]:
-    section = text_of("README.md").split("\n## Where things are\n", 1)[1]
+def tree_lines(page: str) -> list[str]:
+    section = text_of(page).split(f"\n## {TREES[page]}\n", 1)[1]
     return [line for line in section.split("```")[1].splitlines() if line.strip()]
 
 
@@ -67,23 +69,27 @@ def test_a_tree_is_read_as_people_read_it() -> None:
     assert tree(lines) == expected
 
 
-def test_the_readmes_tree_names_every_module_and_none_that_does_not_exist() -> None:
+def test_the_map_names_every_module_and_none_that_does_not_exist() -> None:
     there = {
         f"{path.relative_to(ROOT).as_posix()}{'/' if path.is_dir() else ''}"
         for storey in STOREYS
         for path in [ROOT / storey, *(ROOT / storey).rglob("*")]
         if (path.is_dir() and (path / "__init__.py").exists()) or (path.suffix == ".py" and path.stem != "__init__")
     }
-    named = [name for name in tree(tree_lines()) if name.startswith(tuple(f"{storey}/" for storey in STOREYS))]
-    assert sorted(named) == sorted(there)
+    assert sorted(tree(tree_lines("CONTRIBUTING.md"))) == sorted(there)
 
 
-def test_the_rest_of_the_readmes_tree_exists() -> None:
-    assert [name for name in tree(tree_lines()) if not (ROOT / name).exists()] == []
+def test_the_readmes_tree_is_short_and_names_every_room() -> None:
+    named = tree(tree_lines("README.md"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    rooms = {file.parent.relative_to(ROOT).as_posix() for file in ROOT.glob("refit/*/__init__.py")}
+    assert {f"{room}/" for room in (*STOREYS, *rooms)} <= set(named)
+    assert len(tree_lines("README.md")) <= 30
 
 
-def test_the_readmes_tree_is_annotated_and_fits_a_window() -> None:
-    for line in tree_lines():
+@pytest.mark.parametrize("page", TREES)
+def test_a_tree_is_annotated_and_fits_a_window(page: str) -> None:
+    for line in tree_lines(page):
         is_list = line.startswith(" ") and re.fullmatch(r"[\w, ]+", line)
         assert is_list or re.search(r"\S {2,}\S", line), f"nothing is said of {line.strip()}"
         assert len(line) <= 120, line
