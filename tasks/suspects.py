@@ -121,8 +121,8 @@ def _judged(
 ) -> tuple[Asked, pd.DataFrame]:
     """How well the judge knows these examples, and whose labels it doubts. One who only guesses is not heard."""
     given = _codes(examples, classes)
-    agreement = float((probabilities.argmax(axis=1) == given).mean())
-    is_heard = agreement > np.bincount(given).max() / len(given)
+    agreement = float((probabilities.argmax(axis=1) == given).mean()) if len(given) else 0.0
+    is_heard = len(given) > 0 and agreement > np.bincount(given).max() / len(given)
     found = suspects(given, probabilities) if is_heard else suspects(given[:0], probabilities[:0])
     doubted = examples.iloc[found["row"].to_numpy()].reset_index(drop=True)
     table = doubted[["path", "sha256", "split"]].assign(

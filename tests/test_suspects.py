@@ -136,6 +136,14 @@ def test_of_a_large_set_a_part_is_looked_at(trained: Path) -> None:
     assert "<img" not in page
 
 
+def test_no_test_example_may_be_among_those_that_are_looked_at(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks import suspects as stage
+
+    monkeypatch.setattr(stage, "_chosen", lambda accepted, _: accepted[accepted["split"] != "test"])
+    stage.main()
+    assert "test" not in set(listed()["split"])
+
+
 def test_who_only_guesses_is_not_heard(trained: Path) -> None:
     from tasks import suspects as stage
 
