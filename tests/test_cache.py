@@ -134,20 +134,29 @@ def test_more_than_the_cache_may_hold_is_computed_each_time(monkeypatch: pytest.
     assert rows.gather(np.array([], dtype=np.int64)).shape == (0, *ROW)
 
 
-def test_rows_that_will_be_too_many_in_several_calls_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REFIT_CACHE_GB", str(10 * 48 / 1e9))
-    rows = shelf().rows(names(5), Producer(), in_all=15)
-    assert isinstance(rows, Unkept)
-    require(rows, list(range(5)))
-    assert not isinstance(shelf().rows(names(5), Producer(), in_all=9), Unkept)
-
-
 def test_a_shelf_never_holds_more_than_the_cache_may(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFIT_CACHE_GB", str(11 * 48 / 1e9))
     for call in range(4):
         some = [hashlib.sha256(b"%d/%d" % (call, place)).digest() for place in range(8)]
-        require(shelf().rows(some, Producer()), list(range(8)))
+        rows = shelf().rows(some, Producer())
+        require(rows, list(range(8)))
         assert (shelf().folder / "rows.bin").stat().st_size == 8 * 48
+        assert not isinstance(rows, Unkept)
+        del rows
+
+
+def test_what_is_in_use_stays_where_more_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training examples and then those of validation, which together are too many: the same in each run."""
+    monkeypatch.setenv("REFIT_CACHE_GB", str(11 * 48 / 1e9))
+    val = [hashlib.sha256(b"val %d" % place).digest() for place in range(4)]
+    for expected in (list(range(8)), []):
+        producer = Producer()
+        train, more = shelf().rows(names(8), producer), shelf().rows(val, Producer())
+        assert producer.made == expected
+        assert isinstance(more, Unkept)
+        require(train, list(range(8)))
+        require(more, list(range(4)))
+        del train, more
 
 
 def test_a_shelf_of_which_little_is_wanted_any_more_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:

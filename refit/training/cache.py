@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import msgspec
 import numpy as np
@@ -99,6 +100,10 @@ class Unkept:
         return np.concatenate([np.empty((0, *self.shape), self.dtype), *self.produce(indices)])
 
 
+_IN_USE: WeakValueDictionary[Path, Kept] = WeakValueDictionary()
+"""By folder of a shelf: rows that this process reads, such as training examples when it asks for validation."""
+
+
 class _Layout(msgspec.Struct):
     shape: tuple[int, ...]  # of one row
     dtype: str
@@ -116,46 +121,46 @@ class Shelf:
         """Where its files are."""
         return _cache_folder() / f"{self.kind}-{self.key[:32]}"
 
-    def rows(self, names: Sequence[bytes], produce: Produce, in_all: int = 0) -> Rows:
+    def rows(self, names: Sequence[bytes], produce: Produce) -> Rows:
         """The rows of `names` (32 bytes each); what is missing or damaged is computed and kept.
 
         Another process that wants the same shelf waits meanwhile, and then finds them.
-
-        Args:
-            in_all: so many rows will be wanted in several calls, if that is more: all of them fit, or none is kept.
 
         Raises:
             WorkspaceError: the cache cannot be written.
         """
         try:
             with self._locked():
-                return self._rows(names, produce, in_all)
+                return self._rows(names, produce)
         except OSError as error:
             raise WorkspaceError(
                 f"the cache {self.folder} cannot be used ({error.strerror or error}); free some space, or name another "
                 "folder in the environment variable REFIT_CACHE"
             ) from error
 
-    def _rows(self, names: Sequence[bytes], produce: Produce, in_all: int) -> Rows:
+    def _rows(self, names: Sequence[bytes], produce: Produce) -> Rows:
         positions = self._verified(set(names))
         places = {name: index for index, name in reversed(list(enumerate(names)))}  # the first of each
         missing = sorted(index for name, index in places.items() if name not in positions)
         if missing:
             pieces = produce(np.array(missing, dtype=np.int64))
             first = next(pieces)
-            needed = max(len(set(names)), in_all) * first[0].nbytes
-            if needed > _limit_bytes():
+            needed = len(set(names)) * first[0].nbytes
+            is_full = self._kept_bytes() + len(missing) * first[0].nbytes > _limit_bytes()
+            if needed > _limit_bytes() or (is_full and self.folder.absolute() in _IN_USE):
                 return Unkept(produce, len(names), first.shape[1:], first.dtype)
-            if self._kept_bytes() + len(missing) * first[0].nbytes > _limit_bytes() and self._kept_bytes():
-                self._start_anew()  # some of its rows are not asked for
-                return self._rows(names, produce, in_all)
+            if is_full and self._kept_bytes():
+                self._start_anew()  # nobody here asks for some of its rows any more
+                return self._rows(names, produce)
             room = _limit_bytes() - self._kept_bytes() - len(missing) * first[0].nbytes
             _evict(room, spare=self.folder)
             self._append([names[index] for index in missing], first, pieces, positions)
         shape, dtype = self._layout()
         descriptor = os.open(self.folder / "rows.bin", os.O_RDONLY)
         os.utime(self.folder / "layout.json")  # when it was used last
-        return Kept(descriptor, np.array([positions[name] for name in names], dtype=np.int64), shape, dtype)
+        kept = Kept(descriptor, np.array([positions[name] for name in names], dtype=np.int64), shape, dtype)
+        _IN_USE[self.folder.absolute()] = kept
+        return kept
 
     def _append(
         self, names: Sequence[bytes], first: np.ndarray, more: Iterator[np.ndarray], positions: dict[bytes, int]

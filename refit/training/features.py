@@ -64,7 +64,7 @@ def stream_for(job: Job, phase: Phase, work: Work) -> Stream:
     if names:
         found = _split(job, names)
         if found is not None:
-            return _on_features(job, phase, found, names, work)
+            return _on_features(job, found, names, work)
         say(f"phase {phase.name}: this network cannot be cut where its frozen layers end; they are computed each time")
     return _on_examples(job, names)
 
@@ -112,10 +112,9 @@ def _on_examples(job: Job, names: frozenset[str]) -> Stream:
     )
 
 
-def _on_features(job: Job, phase: Phase, split: frozen.Split, names: frozenset[str], work: Work) -> Stream:
+def _on_features(job: Job, split: frozen.Split, names: frozenset[str], work: Work) -> Stream:
     """The rest of the network on features. Epochs take turns in the views: the first is the example as it is."""
     shelf = Shelf("features", _features_digest(job, names))
-    in_all = len(job.train) * min(job.plan.views, phase.epochs) + len(job.val)
 
     def reader(examples: Examples, view: int) -> Callable[[np.ndarray], Tensor]:
         extents = job.train_extents if examples is job.train else job.val_extents
@@ -124,7 +123,7 @@ def _on_features(job: Job, phase: Phase, split: frozen.Split, names: frozenset[s
         if view:
             suffix = f"/{job.seed}/{view}/{job.feed.digest}".encode()
             sha256s = [hashlib.sha256(sha256 + suffix).digest() for sha256 in sha256s]
-        return _reader(shelf.rows(sha256s, forward, in_all), job.device)
+        return _reader(shelf.rows(sha256s, forward), job.device)
 
     @functools.cache
     def view_reader(view: int) -> Callable[[np.ndarray], Tensor]:
