@@ -11,11 +11,12 @@ here is said before any time is spent.
 import dataclasses
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -104,7 +105,7 @@ def reproduce(asked: str, say: Callable[[str], None], folder: Path | None = None
             clone,
             Pinned(precision=chosen.precision, num_threads=chosen.num_threads, stopped_after=chosen.stopped_after),
         )
-        _bring_data(clone, say)
+        _bring_data(Path.cwd(), clone, say)
         _train(clone, say)
         digests, measures = compared(bundle, clone)
     changes = bundle.git.diff_sha256 if bundle.git.dirty else None
@@ -183,9 +184,6 @@ def _clone(commit: str, clone: Path) -> None:
         raise WorkspaceError(f"commit {commit[:12]} is not in this repository; `git fetch` the branch that holds it")
     _run(["git", "clone", "--quiet", "--no-checkout", str(top), str(clone)], top)
     _run(["git", "checkout", "--quiet", "--detach", commit], clone)
-    local = top / ".dvc" / "config.local"  # where a person's remotes and their secrets are
-    if local.exists():
-        shutil.copy(local, clone / ".dvc")
 
 
 def _apply_changes(version: Version, bundle: Bundle, clone: Path, say: Callable[[str], None]) -> None:
@@ -209,13 +207,40 @@ def _require_lock(bundle: Bundle, clone: Path) -> None:
     evidence.require_same_files({"dvc.lock": found}, {"dvc.lock": recorded}, str(clone))
 
 
-def _bring_data(clone: Path, say: Callable[[str], None]) -> None:
-    remotes = _run([sys.executable, "-m", "dvc", "remote", "list"], clone).strip()
-    if not remotes:
-        say("no DVC remote: all data is made anew from the commit")
-        return
-    say("dvc pull")
-    _run([sys.executable, "-m", "dvc", "pull", "--allow-missing"], clone)
+def _bring_data(own: Path, clone: Path, say: Callable[[str], None]) -> None:
+    """Alone among all that is done in the clone it needs this person's secrets: no code of the clone may run, and where
+    they go is not for a commit or a patch to say.
+    """
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}  # or `python -m dvc` would run a dvc.py of the clone
+    with _own_settings(own / ".dvc", clone / ".dvc"):
+        remotes = _run([sys.executable, "-m", "dvc", "remote", "list"], clone, environment).strip()
+        if not remotes:
+            say("no DVC remote: all data is made anew from the commit")
+            return
+        say("dvc pull")
+        _run([sys.executable, "-m", "dvc", "pull", "--allow-missing"], clone, environment)
+
+
+@contextmanager
+def _own_settings(own: Path, theirs: Path) -> Iterator[None]:
+    """DVC's settings in the clone are this person's; afterwards they are the commit's again, and of a person's own ones
+    only where the cache is: what was linked from there is known by it.
+    """
+    theirs.mkdir(exist_ok=True)
+    files = [theirs / "config", theirs / "config.local"]
+    of_commit, of_person = ([_content(folder / file.name) for file in files] for folder in (theirs, own))
+    try:
+        for file, content in zip(files, of_person, strict=True):
+            file.write_bytes(content)
+        yield
+    finally:
+        cache = re.search(rb"^[ \t]*\[cache\].*?(?=^[ \t]*\[|\Z)", of_person[1], re.MULTILINE | re.DOTALL)
+        for file, content in zip(files, (of_commit[0], cache[0] if cache else b""), strict=True):
+            file.write_bytes(content)
+
+
+def _content(file: Path) -> bytes:
+    return file.read_bytes() if file.exists() else b""
 
 
 def _train(clone: Path, say: Callable[[str], None]) -> None:

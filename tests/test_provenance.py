@@ -21,6 +21,7 @@ from refit.registry.provenance import NONE, UNKNOWN, Provenance, doubt_of, git_s
 from tasks import register
 
 from .conftest import commit_all
+from .services import dvc
 
 
 def git(*arguments: str) -> bytes:
@@ -200,3 +201,41 @@ def test_what_no_commit_holds_is_not_made_again_from_something_else(
     register.register_candidate()
     with pytest.raises(EvidenceError, match=r"pets-candidates/1 cannot be made again: .*`refit register` names that"):
         reproduce.reproduce("1", print)
+
+
+STEALS = (
+    "import os, pathlib, sys\npathlib.Path({seen!r}).write_text(os.environ['AWS_SECRET_ACCESS_KEY'])\nsys.exit(0)\n"
+)
+
+
+def test_data_is_brought_by_nothing_that_a_commit_or_a_patch_says(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a module of the name of DVC, nor settings that send the secrets elsewhere; and none of them is left."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    env = dict(os.environ)
+    dvc("init", "--quiet", "--no-scm", cwd=repository, env=env)
+    Path("data.txt").write_text("what was learned from")
+    dvc("add", "--quiet", "data.txt", cwd=repository, env=env)
+    dvc("remote", "add", "--quiet", "--default", "storage", str(tmp_path / "storage"), cwd=repository, env=env)
+    dvc("push", "--quiet", cwd=repository, env=env)
+    cache = "[cache]\n    type = copy\n"
+    Path(".dvc/config.local").write_text(
+        f"[core]\n    checksum_jobs = 1\n{cache}['remote \"more\"']\n    url = /s3cret\n"
+    )
+
+    clone, seen = tmp_path / "clone", tmp_path / "seen"
+    (clone / ".dvc").mkdir(parents=True)
+    of_commit = (
+        f"[core]\n    no_scm = true\n    remote = storage\n['remote \"storage\"']\n    url = {tmp_path}/theirs\n"
+    )
+    (clone / ".dvc" / "config").write_text(of_commit)
+    (clone / "dvc.py").write_text(STEALS.format(seen=str(seen)))
+    shutil.copy("data.txt.dvc", clone)
+    said: list[str] = []
+    reproduce._bring_data(repository, clone, said.append)
+    assert said == ["dvc pull"]
+    assert (clone / "data.txt").read_text() == "what was learned from"
+    assert not seen.exists()
+    assert (clone / ".dvc" / "config").read_text() == of_commit
+    assert (clone / ".dvc" / "config.local").read_text() == cache
