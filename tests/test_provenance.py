@@ -3,7 +3,11 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -208,8 +212,9 @@ STEALS = (
 )
 
 
+@pytest.mark.parametrize("below", ["", "tasks"])
 def test_data_is_brought_by_nothing_that_a_commit_or_a_patch_says(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    below: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a module of the name of DVC, nor settings that send the secrets elsewhere; and none of them is left."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
@@ -225,17 +230,50 @@ def test_data_is_brought_by_nothing_that_a_commit_or_a_patch_says(
     )
 
     clone, seen = tmp_path / "clone", tmp_path / "seen"
-    (clone / ".dvc").mkdir(parents=True)
+    for name in (".dvc", "tasks"):
+        (clone / name).mkdir(parents=True)
     of_commit = (
         f"[core]\n    no_scm = true\n    remote = storage\n['remote \"storage\"']\n    url = {tmp_path}/theirs\n"
     )
     (clone / ".dvc" / "config").write_text(of_commit)
-    (clone / "dvc.py").write_text(STEALS.format(seen=str(seen)))
+    (clone / below / "dvc.py").write_text(STEALS.format(seen=str(seen)))
     shutil.copy("data.txt.dvc", clone)
     said: list[str] = []
-    reproduce._bring_data(repository, clone, said.append)
+    reproduce._bring_data(repository / below, clone / below, said.append)
     assert said == ["dvc pull"]
     assert (clone / "data.txt").read_text() == "what was learned from"
     assert not seen.exists()
     assert (clone / ".dvc" / "config").read_text() == of_commit
     assert (clone / ".dvc" / "config.local").read_text() == cache
+
+
+def test_a_project_below_its_repository_is_found_in_the_clone(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = git("rev-parse", "HEAD").decode().strip()
+    monkeypatch.chdir(repository / "tasks")
+    assert reproduce._clone(commit, tmp_path / "clone") == tmp_path / "clone" / "tasks"
+    assert (tmp_path / "clone" / "tasks" / "a.py").exists()
+
+
+TRAINS = """
+import subprocess, sys, time
+training = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open("begun", "w").write(str(training.pid))
+time.sleep(600)
+"""
+
+
+def test_a_training_ends_with_what_asked_for_it(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def interrupt() -> None:
+        while not (begun.exists() and begun.read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        reproduce._run([sys.executable, "-c", TRAINS], tmp_path, is_group=True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
