@@ -126,6 +126,24 @@ def test_what_is_installed_or_ignored_elsewhere_is_no_source_of_ours(repository:
     assert git_state().is_exact
 
 
+@pytest.mark.parametrize("folder", [".", "tasks"])
+def test_settings_of_dvc_are_no_code_and_a_secret_in_them_reaches_no_patch(
+    folder: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository / folder)
+    config = Path(".dvc", "config")
+    config.parent.mkdir()
+    config.write_text("[core]\n    autostage = false\n")
+    git("add", "--force", str(config))
+    git("commit", "--quiet", "--message", "DVC")
+    config.write_text("['remote \"s\"']\n    secret_access_key = s3cret\n")
+    assert git_state().is_exact
+    with (repository / "params.yaml").open("a") as file:
+        file.write("# a change\n")
+    assert "+# a change" in git_state().diff
+    assert "s3cret" not in git_state().diff
+
+
 @pytest.mark.parametrize("hide", ["--assume-unchanged", "--skip-worktree"])
 def test_a_change_that_git_was_told_to_overlook_is_one(repository: Path, hide: str) -> None:
     git("update-index", hide, "params.yaml")
