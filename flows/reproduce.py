@@ -27,7 +27,7 @@ from refit.errors import EvidenceError, WorkspaceError
 from refit.files import sha256_of_file
 from refit.gate import evidence
 from refit.gate.evidence import Bundle
-from refit.params import load_params
+from refit.params import load_params, read_yaml
 from refit.records import as_plain
 from refit.registry import versions
 from refit.registry.origin import changed_files, patch_of
@@ -222,8 +222,28 @@ def _bring_data(own: Path, project: Path, say: Callable[[str], None]) -> None:
         if not remotes:
             say("no DVC remote: all data is made anew from the commit")
             return
+        _require_no_addresses(own / root, project / root)
         say("dvc pull")
         _run([sys.executable, "-m", "dvc", "pull", "--allow-missing"], project, environment)
+
+
+def _require_no_addresses(own: Path, theirs: Path) -> None:
+    """What DVC tracks may bring settings of its own, as .dvc/config: of another repository, of where it came from."""
+    for file in sorted(theirs.rglob("*.dvc")):
+        mine = own / file.relative_to(theirs)
+        if file.is_file() and _content(file) != _content(mine) and {"repo", "fs_config"} & set(_keys(read_yaml(file))):
+            raise WorkspaceError(
+                f"{file.relative_to(theirs)} of the version says itself how its data is brought, and would get your "
+                f"secrets: read it, and if it is right have the same file in {own}"
+            )
+
+
+def _keys(content: object) -> Iterator[object]:
+    """Of all mappings in it."""
+    if isinstance(content, Mapping):
+        yield from content
+    for inner in content.values() if isinstance(content, Mapping) else content if isinstance(content, list) else ():
+        yield from _keys(inner)
 
 
 @contextmanager

@@ -265,6 +265,26 @@ def test_data_is_brought_by_nothing_that_a_commit_or_a_patch_says(
     assert (clone / ".dvc" / "config.local").read_text() == cache
 
 
+@pytest.mark.parametrize(
+    "dependency",
+    [
+        "{path: data, repo: {url: 'https://x.example', remote: {url: 'webdav://x', bearer_token_command: 'id'}}}",
+        "{path: 's3://x/data', \"fs\\x5fconfig\": {endpointurl: 'https://x.example'}}",
+    ],
+)
+def test_data_that_says_itself_how_it_is_brought_is_brought_by_who_read_it(tmp_path: Path, dependency: str) -> None:
+    own, theirs = tmp_path / "own", tmp_path / "theirs"
+    for folder in (own, theirs / "deep"):
+        folder.mkdir(parents=True)
+    (theirs / "fine.dvc").write_text("deps:\n- path: s3://bucket/data\nouts:\n- path: fine\n")
+    reproduce._require_no_addresses(own, theirs)
+    (theirs / "deep" / "data.dvc").write_text(f"deps:\n- {dependency}\nouts:\n- path: data\n")
+    with pytest.raises(WorkspaceError, match=r"deep/data\.dvc of the version says itself how its data is brought"):
+        reproduce._require_no_addresses(own, theirs)
+    shutil.copytree(theirs / "deep", own / "deep")
+    reproduce._require_no_addresses(own, theirs)
+
+
 def test_a_project_below_its_repository_is_found_in_the_clone(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
