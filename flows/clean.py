@@ -16,11 +16,12 @@ from refit.errors import WorkspaceError
 from refit.locks import one_at_a_time
 from refit.params import load_params
 from refit.registry import retention
+from refit.registry.provenance import NONE, UNKNOWN
 from refit.registry.retention import Kept, Survey
 from refit.training import cache
 
 _DAYS_IDLE = 7
-_UNKNOWN = ("", "unknown")
+_NO_COMMIT = ("", NONE, UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def survey(keep: int, is_cloud: bool) -> Plan:
     """
     found = retention.survey(load_params().register, keep)
     branches = commits.run_branches()
-    needed = {kept.commit for kept in found.kept if kept.commit not in _UNKNOWN}
+    needed = {kept.commit for kept in found.kept if kept.commit not in _NO_COMMIT}
     missing = [kept for kept in found.kept if kept.commit in needed and not commits.is_here(kept.commit)]
     if missing:
         raise WorkspaceError(

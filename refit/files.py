@@ -11,6 +11,7 @@ file. Serialisation is canonical (sorted keys, fixed layout), since the same con
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def publishing(target: Path) -> Iterator[Path]:
-    """Give a path to write to; on a clean exit it becomes `target`, otherwise it disappears.
+    """Give a path to write to, a file or a folder; on a clean exit it becomes `target`, otherwise it disappears.
 
     Raises:
         WorkspaceError: the folder cannot be written (read-only, no space, not a folder).
@@ -44,7 +45,7 @@ def publishing(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         with suppress(OSError):  # of a folder that cannot be written at all, which is being reported already
-            partial.unlink(missing_ok=True)
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 def _safetensor_error() -> type[Exception]:

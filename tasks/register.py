@@ -208,6 +208,7 @@ def _comparison(run: _Run) -> Comparison:
 
 def _prove(run: _Run, record: Record, comparison: Comparison, state: Provenance, model_uri: str, model: Path) -> bytes:
     """The bundle, once the model has come back whole and says what it said."""
+    evidence.strip(model)  # who loads a model from a local registry leaves byte code in it
     model_files = evidence.digests(model)
     _require_what_was_sent(model_uri, model_files, model)
     params = run.params

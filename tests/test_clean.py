@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from flows.clean import survey
 from flows.cli import main
+from flows.tools import commits, objects
 from refit.gate.decide import Check, Decision
 from refit.registry import retention
 from refit.registry.records import Version
@@ -34,6 +36,17 @@ def test_the_newest_what_has_an_alias_and_what_was_released_stays() -> None:
     assert retention.reasons(candidates, releases, 2) == {
         "10": "candidate", "9": "one of the newest 2", "2": "released as models:/pets/1",
     }  # fmt: skip
+
+
+def test_a_version_that_was_made_outside_of_git_needs_no_commit(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tuple(retention.Kept(f"models:/pets/{commit}", commit, "a release") for commit in ("none", "unknown", ""))
+    monkeypatch.setattr(retention, "survey", lambda *_arguments: retention.Survey(kept, (), ()))
+    monkeypatch.setattr(commits, "run_branches", lambda: [])
+    monkeypatch.setattr(commits, "tips", lambda: {"f" * 40})
+    asked: list[set[str]] = []
+    monkeypatch.setattr(objects, "unused", lambda needed, _is_cloud: asked.append(needed) or ())
+    assert survey(1, is_cloud=False).kept == kept
+    assert asked == [{"f" * 40}]
 
 
 @pytest.fixture

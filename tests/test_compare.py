@@ -119,6 +119,26 @@ def test_a_model_that_does_not_load_is_an_error(tmp_path: Path) -> None:
         probe.ask(probe.Question(probe.Packed(tmp_path), [], "models:/nobody/1"))
 
 
+ANSWERS_IN_BATCHES = """
+import json, os, sys
+request = json.loads(sys.stdin.readline())
+answer = {"classes": ["a"], "probabilities": [], "seconds_to_load": 1, "peak_megabytes": 1, "versions": {}}
+open(request["answer"], "w").write(json.dumps(answer))
+os.write(request["replies"], b"batch\\nbatch\\nanswered\\n")
+sys.stdin.read()
+"""
+
+
+def test_each_batch_has_the_time_that_an_answer_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child, waited, select = tmp_path / "child.py", [], probe.select.select
+    child.write_text(ANSWERS_IN_BATCHES)
+    monkeypatch.setattr(probe, "_CHILD", child)
+    monkeypatch.setattr(probe, "_SECONDS_AT_MOST", 60)
+    monkeypatch.setattr(probe.select, "select", lambda *args: waited.append(args[3]) or select(*args))
+    assert probe.ask(probe.Question(probe.Packed(tmp_path), [], "it")).classes == ("a",)
+    assert waited[-3:] == [60, 60, 60]
+
+
 def test_a_model_takes_as_long_as_itself_on_a_busy_machine(trained: Path) -> None:
     """Two real processes, timed in turns, beside one that wants the whole machine."""
     files = [Path(name) for name in pd.read_parquet(paths.PREDICTIONS, columns=["path"])["path"]]

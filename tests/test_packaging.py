@@ -1,12 +1,16 @@
 """What a registered model carries: its own code under its own name, and nothing that it does not need."""
 
 import ast
+import py_compile
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from refit.errors import EvidenceError
+from refit.gate import evidence
 from refit.model.card import read_card
 from refit.registry import packaging
 
@@ -94,3 +98,13 @@ def test_the_packages_name_stands_for_its_code(two_models: tuple[Path, Path, Pat
     code = packaging.carried_code(read_card(finished / "models/model.json").modality)
     assert (first / "code" / packaging.package_name(code)).is_dir()
     assert packaging.package_name(code | {"errors.py": b""}) != packaging.package_name(code)
+
+
+def test_byte_code_beside_the_code_is_code(two_models: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """Python runs it in place of the code."""
+    copied = shutil.copytree(two_models[0], tmp_path / "copy")
+    py_compile.compile(str(next((copied / "code").rglob("serving.py"))))
+    with pytest.raises(EvidenceError, match="carries code that was changed after it was packed"):
+        packaging.require_whole_code(copied, "x")
+    evidence.strip(copied)
+    packaging.require_whole_code(copied, "x")

@@ -3,7 +3,11 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -21,6 +25,7 @@ from refit.registry.provenance import NONE, UNKNOWN, Provenance, doubt_of, git_s
 from tasks import register
 
 from .conftest import commit_all
+from .services import dvc
 
 
 def git(*arguments: str) -> bytes:
@@ -121,6 +126,24 @@ def test_what_is_installed_or_ignored_elsewhere_is_no_source_of_ours(repository:
     assert git_state().is_exact
 
 
+@pytest.mark.parametrize("folder", [".", "tasks"])
+def test_settings_of_dvc_are_no_code_and_a_secret_in_them_reaches_no_patch(
+    folder: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository / folder)
+    config = Path(".dvc", "config")
+    config.parent.mkdir()
+    config.write_text("[core]\n    autostage = false\n")
+    git("add", "--force", str(config))
+    git("commit", "--quiet", "--message", "DVC")
+    config.write_text("['remote \"s\"']\n    secret_access_key = s3cret\n")
+    assert git_state().is_exact
+    with (repository / "params.yaml").open("a") as file:
+        file.write("# a change\n")
+    assert "+# a change" in git_state().diff
+    assert "s3cret" not in git_state().diff
+
+
 @pytest.mark.parametrize("hide", ["--assume-unchanged", "--skip-worktree"])
 def test_a_change_that_git_was_told_to_overlook_is_one(repository: Path, hide: str) -> None:
     git("update-index", hide, "params.yaml")
@@ -200,3 +223,95 @@ def test_what_no_commit_holds_is_not_made_again_from_something_else(
     register.register_candidate()
     with pytest.raises(EvidenceError, match=r"pets-candidates/1 cannot be made again: .*`refit register` names that"):
         reproduce.reproduce("1", print)
+
+
+STEALS = (
+    "import os, pathlib, sys\npathlib.Path({seen!r}).write_text(os.environ['AWS_SECRET_ACCESS_KEY'])\nsys.exit(0)\n"
+)
+
+
+@pytest.mark.parametrize("below", ["", "tasks"])
+def test_data_is_brought_by_nothing_that_a_commit_or_a_patch_says(
+    below: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a module of the name of DVC, nor settings that send the secrets elsewhere; and none of them is left."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    env = dict(os.environ)
+    dvc("init", "--quiet", "--no-scm", cwd=repository, env=env)
+    Path("data.txt").write_text("what was learned from")
+    dvc("add", "--quiet", "data.txt", cwd=repository, env=env)
+    dvc("remote", "add", "--quiet", "--default", "storage", str(tmp_path / "storage"), cwd=repository, env=env)
+    dvc("push", "--quiet", cwd=repository, env=env)
+    cache = "[cache]\n    type = copy\n"
+    Path(".dvc/config.local").write_text(
+        f"[core]\n    checksum_jobs = 1\n{cache}['remote \"more\"']\n    url = /s3cret\n"
+    )
+
+    clone, seen = tmp_path / "clone", tmp_path / "seen"
+    for name in (".dvc", "tasks"):
+        (clone / name).mkdir(parents=True)
+    of_commit = (
+        f"[core]\n    no_scm = true\n    remote = storage\n['remote \"storage\"']\n    url = {tmp_path}/theirs\n"
+    )
+    (clone / ".dvc" / "config").write_text(of_commit)
+    (clone / below / "dvc.py").write_text(STEALS.format(seen=str(seen)))
+    shutil.copy("data.txt.dvc", clone)
+    said: list[str] = []
+    reproduce._bring_data(repository / below, clone / below, said.append)
+    assert said == ["dvc pull"]
+    assert (clone / "data.txt").read_text() == "what was learned from"
+    assert not seen.exists()
+    assert (clone / ".dvc" / "config").read_text() == of_commit
+    assert (clone / ".dvc" / "config.local").read_text() == cache
+
+
+@pytest.mark.parametrize(
+    "dependency",
+    [
+        "{path: data, repo: {url: 'https://x.example', remote: {url: 'webdav://x', bearer_token_command: 'id'}}}",
+        "{path: 's3://x/data', \"fs\\x5fconfig\": {endpointurl: 'https://x.example'}}",
+    ],
+)
+def test_data_that_says_itself_how_it_is_brought_is_brought_by_who_read_it(tmp_path: Path, dependency: str) -> None:
+    own, theirs = tmp_path / "own", tmp_path / "theirs"
+    for folder in (own, theirs / "deep"):
+        folder.mkdir(parents=True)
+    (theirs / "fine.dvc").write_text("deps:\n- path: s3://bucket/data\nouts:\n- path: fine\n")
+    reproduce._require_no_addresses(own, theirs)
+    (theirs / "deep" / "data.dvc").write_text(f"deps:\n- {dependency}\nouts:\n- path: data\n")
+    with pytest.raises(WorkspaceError, match=r"deep/data\.dvc of the version says itself how its data is brought"):
+        reproduce._require_no_addresses(own, theirs)
+    shutil.copytree(theirs / "deep", own / "deep")
+    reproduce._require_no_addresses(own, theirs)
+
+
+def test_a_project_below_its_repository_is_found_in_the_clone(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = git("rev-parse", "HEAD").decode().strip()
+    monkeypatch.chdir(repository / "tasks")
+    assert reproduce._clone(commit, tmp_path / "clone") == tmp_path / "clone" / "tasks"
+    assert (tmp_path / "clone" / "tasks" / "a.py").exists()
+
+
+TRAINS = """
+import subprocess, sys, time
+training = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open("begun", "w").write(str(training.pid))
+time.sleep(600)
+"""
+
+
+def test_a_training_ends_with_what_asked_for_it(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def interrupt() -> None:
+        while not (begun.exists() and begun.read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        reproduce._run([sys.executable, "-c", TRAINS], tmp_path, is_group=True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)

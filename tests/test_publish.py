@@ -31,6 +31,14 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
+def test_a_failure_while_writing_a_folder_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), publishing(tmp_path / "sample") as partial:
+        partial.mkdir()
+        (partial / "a.txt").write_text("half of the n")
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
     publish_json(target, {"old": True})

@@ -1,7 +1,9 @@
 """`refit verify`: whether each release is exactly what was promoted."""
 
+import importlib.util
 import json
 import os
+import py_compile
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +41,17 @@ TAMPERINGS: list[tuple[str, Callable[[Path], object], tuple[str, ...]]] = [
     ("nothing", lambda release: None, ()),
     ("a file is added", lambda release: (release / "code/evil.py").write_text("x"), ("code/evil.py was added",)),
     ("a file is changed", lambda release: (release / "MLmodel").write_text("x"), ("MLmodel was changed",)),
+    (
+        "byte code is added, which Python would run",
+        lambda release: py_compile.compile(
+            str(release / "serving.py"), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+        ),
+        (
+            "byte code was added, which Python runs in place of the code (1 files: "
+            f"{Path(importlib.util.cache_from_source('serving.py')).as_posix()}…); if loading the model from here left "
+            "it, delete each __pycache__ and load with PYTHONDONTWRITEBYTECODE=1",
+        ),
+    ),
     ("a file is gone", lambda release: (release / "conda.yaml").unlink(), ("conda.yaml is gone",)),
     (
         "the list is rewritten with the files",

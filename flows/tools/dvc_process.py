@@ -59,7 +59,7 @@ def run(
 
     def expire() -> None:
         if over.acquire(blocking=False):
-            _stop(process)
+            stop(process)
 
     clock = threading.Timer(timeout_seconds or threading.TIMEOUT_MAX, expire)
     clock.daemon = True
@@ -80,7 +80,7 @@ def run(
         if not isinstance(error, Exception):
             with contextlib.suppress(Exception):
                 log(f"stopping; what trains may save its state first ({SECONDS_TO_SAVE:g} s)")
-        _stop(process)
+        stop(process)
         raise
     finally:
         clock.cancel()
@@ -117,12 +117,12 @@ def _end(process: "subprocess.Popen[str]") -> None:
     try:
         process.wait(_SECONDS_TO_END)
     except subprocess.TimeoutExpired:
-        _stop(process)
+        stop(process)
 
 
-def _stop(process: "subprocess.Popen[str]") -> None:
-    """SIGTERM to all, and SIGKILL to what is there after a while. DVC ends at once and its stage in its own time: the
-    whole group is waited for.
+def stop(process: "subprocess.Popen[str]") -> None:
+    """SIGTERM to a process and its group, and SIGKILL to what is there after a while. DVC ends at once and its stage in
+    its own time: the whole group is waited for.
     """
     try:
         _signal(process, signal.SIGTERM)

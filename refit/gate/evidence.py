@@ -19,6 +19,7 @@ from ..scoring.intervals import Interval
 from .comparison import Comparison
 
 FORMAT: Literal[1] = 1
+_NOTE = "registered_model_meta"
 
 
 @dataclass(frozen=True)
@@ -125,21 +126,24 @@ def digests_of(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 by path of each file below a folder, but for what is not the model's: see `strip`."""
-    return {
-        path.relative_to(folder).as_posix(): sha256_of_file(path) for path in _files(folder) if not _is_foreign(path)
-    }
+    """SHA-256 by path of each file below a folder, but for MLflow's note beside a download.
+
+    Byte code is among them: Python runs it in place of the code that it lies beside.
+    """
+    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in _files(folder) if path.name != _NOTE}
 
 
 def strip(folder: Path) -> None:
     """Delete what is not the model's: MLflow's note beside a download, and byte code that a loading left behind."""
-    for path in filter(_is_foreign, _files(folder)):
-        path.unlink()
+    for path in _files(folder):
+        if path.name == _NOTE or is_byte_code(path):
+            path.unlink()
+
+
+def is_byte_code(path: Path) -> bool:
+    """Whether a file is where Python keeps what it compiled."""
+    return path.parent.name == "__pycache__"
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _is_foreign(path: Path) -> bool:
-    return path.name == "registered_model_meta" or path.parent.name == "__pycache__"

@@ -82,9 +82,7 @@ def require_whole_code(model: Path, where: str) -> None:
     if len(packages) != 1:
         raise EvidenceError(f"{where} carries {len(packages)} packages of Refit's code instead of one")
     code = {
-        file.relative_to(packages[0]).as_posix(): file.read_bytes()
-        for file in packages[0].rglob("*")
-        if file.is_file() and file.parent.name != "__pycache__"
+        file.relative_to(packages[0]).as_posix(): file.read_bytes() for file in packages[0].rglob("*") if file.is_file()
     }
     if package_name(code) != packages[0].name:
         raise EvidenceError(f"{where} carries code that was changed after it was packed as {packages[0].name}")

@@ -27,7 +27,7 @@ from ..gate.evidence import ServingCheck
 from ..gate.golden import Golden
 
 _CHILD = Path(__file__).with_name("probe_child.py")
-_SECONDS_AT_MOST = 1800
+_SECONDS_AT_MOST = 1800  # to load, for a batch, for a round of timing
 _SECONDS_TO_END = 10
 _ROUNDS = 24
 _ANSWER, _SAID = "answer.json", "stderr"  # files of the process
@@ -162,10 +162,12 @@ def _named(model: Bare | Packed) -> dict[str, str]:
 class _Process:
     """A model in its process, which has answered and waits to be timed."""
 
-    def __init__(self, question: Question, child: "subprocess.Popen[str]", replies: IO[str], home: Path) -> None:
+    def __init__(self, question: Question, child: "subprocess.Popen[str]", replies: IO[bytes], home: Path) -> None:
         self._question, self._child, self._replies = question, child, replies
         self._answer, self._said = home / _ANSWER, home / _SAID
-        if self._reply() != "answered":
+        while (reply := self._reply()) == "batch":
+            pass
+        if reply != "answered":
             raise self._ended()
 
     def answer(self, milliseconds: np.ndarray) -> Answer:
@@ -197,8 +199,8 @@ class _Process:
 
     def _reply(self) -> str:
         if not select.select([self._replies], [], [], _SECONDS_AT_MOST)[0]:
-            raise EvidenceError(f"{self._question.name} did not answer within {_SECONDS_AT_MOST} seconds")
-        return self._replies.readline().strip()
+            raise EvidenceError(f"{self._question.name} said nothing for {_SECONDS_AT_MOST} seconds")
+        return self._replies.readline().decode().strip()
 
     def _ended(self) -> EvidenceError:
         status = self._child.wait(_SECONDS_TO_END)
@@ -231,7 +233,7 @@ def _asked(question: Question) -> Iterator[_Process]:
             **_named(question.model),
         }
         with (
-            os.fdopen(receive) as replies,
+            os.fdopen(receive, "rb", buffering=0) as replies,  # a line that lay in a buffer would be waited for
             Path(home, _SAID).open("w") as said,
             subprocess.Popen(
                 [sys.executable, "-I", "-B", "-W", "ignore", str(_CHILD)],

@@ -6,7 +6,7 @@ The first line of its input, JSON, names files of this machine only: `examples`,
 either `weights` and `card`, which the code in `code` reads (and a network of the user's in `project`), or `folder`, an
 MLflow model with its own code; `num_threads` are torch's. The answer has `classes`, `probabilities`
 ([example][class]), `seconds_to_load`, `peak_megabytes` and `versions`; or `error`. `replies` is a file descriptor, on
-which a line says that the answer is there.
+which a line says `batch` for each batch of examples that is done, and then `answered`.
 
 Each further line is the number of a round of timing, and `cpu`, on which it runs: so two models can take turns. The
 reply is how long an example took, in milliseconds of this process's own time on the CPU, one at a time, decoding
@@ -20,7 +20,7 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _BATCH_SIZE = 256
 _TIMED_EXAMPLES = 24
@@ -33,13 +33,13 @@ def main() -> None:
     # An editable installation of the project would shadow the code that lies beside the model.
     sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
     predict: Any = None
-    try:
-        answer, predict = _answer(request)
-    except Exception as error:  # whatever it is, it is the answer: this model cannot be used
-        answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
-    Path(request["answer"]).write_text(json.dumps(answer))
-    gc.freeze()
     with os.fdopen(request["replies"], "w", buffering=1) as replies:
+        try:
+            answer, predict = _answer(request, replies)
+        except Exception as error:  # whatever it is, it is the answer: this model cannot be used
+            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+        Path(request["answer"]).write_text(json.dumps(answer))
+        gc.freeze()
         replies.write("answered\n")
         contents = [Path(name).read_bytes() for name in request["examples"][:_TIMED_EXAMPLES]] if predict else []
         for line in sys.stdin if contents else ():
@@ -47,17 +47,18 @@ def main() -> None:
             replies.write(f"{_milliseconds(predict, contents, number, cpu)}\n")
 
 
-def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def _answer(request: dict[str, Any], replies: IO[str]) -> tuple[dict[str, Any], Any]:
     import torch
 
     torch.set_num_threads(request["num_threads"])
     begun = time.perf_counter()
     predict, classifier, versions = _packed(request["folder"]) if "folder" in request else _bare(request)
     seconds_to_load = time.perf_counter() - begun
-    contents = [Path(name).read_bytes() for name in request["examples"]]
-    probabilities = [
-        row for start in range(0, len(contents), _BATCH_SIZE) for row in predict(contents[start : start + _BATCH_SIZE])
-    ]
+    probabilities: list[list[float]] = []
+    names = request["examples"]
+    for start in range(0, len(names), _BATCH_SIZE):
+        probabilities += predict([Path(name).read_bytes() for name in names[start : start + _BATCH_SIZE]])
+        replies.write("batch\n")
     answer = {
         "classes": list(classifier.classes),
         "probabilities": probabilities,

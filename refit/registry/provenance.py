@@ -21,6 +21,8 @@ from ..gate.evidence import GitState
 NONE = "none"
 UNKNOWN = "unknown"
 _SOURCE = ("*.py", "*.so", "*.pyd")
+_NO_CODE = ":(top,exclude,glob)**/.dvc/config"
+"""DVC's settings: each person's own, when a version is made again; a secret may be among them, and patches are kept."""
 _PACKAGES = ("flows", "tasks", "refit")
 _INSTALLED = "site-packages"  # of an environment that git does not ignore: lineage/packages.txt names what is in it
 _SECONDS = 120.0
@@ -129,7 +131,7 @@ def _difference(untracked: list[str]) -> str:
             add = ("--literal-pathspecs", "add", "--intent-to-add", "--force", "--pathspec-from-file=-")
             _git(*add, "--pathspec-file-nul", index=index, given=names)
         # The plumbing: no setting of a user (prefixes, context, colours, renames) reaches its patches.
-        compare = ("diff-index", "--binary", "--no-ext-diff", "--no-textconv", "HEAD")
+        compare = ("diff-index", "--binary", "--no-ext-diff", "--no-textconv", "HEAD", "--", ":(top)", _NO_CODE)
         try:
             return _git(*compare, index=index).decode()
         except UnicodeDecodeError:  # a text that is not UTF-8 travels as a binary file does

@@ -5,6 +5,7 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,14 +88,27 @@ def _verified(
             return Found(uri, len(found), tuple(faults), is_covered=True)
         else:
             expected = {**json.loads((model / LIST_OF_FILES).read_bytes()), LIST_OF_FILES: recorded}
-    for path in sorted(found.keys() | expected.keys()):
-        if path not in expected:
+    faults += _differences(found, expected)
+    return Found(uri, len(found), tuple(faults), is_covered=recorded is not None)
+
+
+def _differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
+    added = found.keys() - expected.keys()
+    byte_code = sorted(path for path in added if evidence.is_byte_code(Path(path)))
+    faults = []
+    if byte_code:
+        faults.append(
+            f"byte code was added, which Python runs in place of the code ({len(byte_code)} files: {byte_code[0]}…); "
+            "if loading the model from here left it, delete each __pycache__ and load with PYTHONDONTWRITEBYTECODE=1"
+        )
+    for path in sorted((found.keys() | expected.keys()) - set(byte_code)):
+        if path in added:
             faults.append(f"{path} was added")
         elif path not in found:
             faults.append(f"{path} is gone")
         elif found[path] != expected[path]:
             faults.append(f"{path} was changed")
-    return Found(uri, len(found), tuple(faults), is_covered=recorded is not None)
+    return faults
 
 
 def _experiment_of(client: "MlflowClient", source: str) -> str | None:
