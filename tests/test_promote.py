@@ -450,6 +450,39 @@ def test_two_reviewers_at_once_never_both_win(passing: Path, monkeypatch: pytest
     assert outcomes >= {("2",), ("3",)}
 
 
+def test_what_happens_while_a_release_is_packed_and_uploaded_counts(
+    passing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[A claim bore the time of before, so it was over when it was written; a rejection was not seen.]"""
+    number, settings, release = candidate(0.7), load_params().register, promote._release
+
+    def meanwhile(act: Callable[[], Any]) -> None:
+        def slowly(*arguments: Any) -> Any:
+            found = release(*arguments)
+            act()
+            return found
+
+        monkeypatch.setattr(promote, "_release", slowly)
+
+    def claimed_by_somebody_with_a_slow_clock() -> None:
+        move = releases.new_move(settings, "promote", "mine", None)
+        then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
+        releases.write_move(settings, dataclasses.replace(move, who="ben", when=then.isoformat(), to_version="9"))
+
+    meanwhile(claimed_by_somebody_with_a_slow_clock)
+    with pytest.raises(RefusedError, match="ben is deciding about pets right now"):
+        promote.promote(number, "x")
+    meanwhile(lambda: promote.reject(number, "cats look like dogs"))
+    with pytest.raises(RefusedError, match=r"rejected it meanwhile: cats look like dogs; nothing was changed"):
+        promote.promote(number, "x", is_forced=True)
+    assert champion() is None
+    ends: list[str] = []
+    meanwhile(lambda: ends.append(datetime.datetime.now(datetime.UTC).isoformat()))
+    move = promote.promote(number, "we talked about it", is_forced=True).move
+    assert move is not None
+    assert move.when > ends[0], "a claim begins when it is written"
+
+
 def test_a_claim_of_somebody_who_is_gone_blocks_for_a_quarter_of_an_hour() -> None:
     now = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
 
@@ -459,6 +492,8 @@ def test_a_claim_of_somebody_who_is_gone_blocks_for_a_quarter_of_an_hour() -> No
 
     assert history.claims([begun(14)], now)
     assert not history.claims([begun(16)], now)
+    assert not history.claims([begun(16)], now, past=[begun(16)])
+    assert history.claims([begun(16)], now, past=[begun(99)]), "it came while one looked: somebody's clock is slow"
     assert not history.claims([dataclasses.replace(begun(1), state="withdrawn")], now)
     # A promotion moves the alias before it is written as done: that is no move past Refit.
     assert history.moved_past(history.timeline([begun(1)], "1"), now) is None

@@ -100,10 +100,18 @@ def _read(name: str, value: str) -> Move:
         return Move(name, "reject", "unreadable", "?", "", f"unreadable record: {value[:80]}", None, None, None, "", "")
 
 
-def claims(moves: Iterable[Move], now: datetime.datetime) -> list[Move]:
-    """Decisions that somebody is carrying out right now."""
+def claims(moves: Iterable[Move], now: datetime.datetime, past: Iterable[Move] | None = None) -> list[Move]:
+    """Decisions that somebody is carrying out right now.
+
+    Args:
+        moves: as they are.
+        now: with a time zone.
+        past: as they were a while ago. What was begun since then is under way, however slow somebody's clock is.
+    """
     oldest = (now - datetime.timedelta(minutes=MINUTES_A_CLAIM_LIVES)).isoformat()
-    return [move for move in moves if move.state == "begun" and move.when > oldest]
+    begun = [move for move in moves if move.state == "begun"]
+    known = begun if past is None else list(past)
+    return [move for move in begun if move.when > oldest or move not in known]
 
 
 def decision_on(moves: Iterable[Move], candidate: str, evidence: str) -> Move | None:

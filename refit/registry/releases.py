@@ -273,13 +273,12 @@ def write_move(settings: Register, move: Move) -> None:
 
 def new_move(settings: Register, kind: str, reason: str, from_version: str | None) -> Move:
     """A decision that begins now, by whoever asks for it; what it is about is for the caller to add."""
-    now = datetime.datetime.now(datetime.UTC)
-    return Move(
-        id=f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}",
+    move = Move(
+        id="",
         kind=kind,
         state="begun",
         who=actor(settings),
-        when=now.isoformat(),
+        when="",
         reason=reason.strip(),
         from_version=from_version,
         to_version=None,
@@ -287,3 +286,10 @@ def new_move(settings: Register, kind: str, reason: str, from_version: str | Non
         evidence="",
         verdict="",
     )
+    return stamped(move)
+
+
+def stamped(move: Move) -> Move:
+    """A decision, as one that begins now."""
+    now = datetime.datetime.now(datetime.UTC)
+    return dataclasses.replace(move, id=f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}", when=now.isoformat())
