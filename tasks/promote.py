@@ -196,7 +196,7 @@ def rollback(number: str | None, reason: str, is_dry_run: bool = False, through:
     settings = load_params().register
     _require_reason(reason)
     past, champion = releases.moves(settings), tracking.version_with_alias(settings, CHAMPION)
-    target = _target(settings, number, past, champion)
+    target = _target(settings, number, reason, past, champion)
     if champion is not None and champion.version == target:
         return _finish(settings, past, champion, released(target), is_dry_run)
     case = released(target)
@@ -269,13 +269,13 @@ def _is_release_of(champion: Version | None, case: Case) -> bool:
     return tags.get(EVIDENCE_TAG) == case.digest and releases.CANDIDATE_TAG in tags
 
 
-def _target(settings: Register, number: str | None, past: list[Move], champion: Version | None) -> str:
-    """The version before the present champion; where that was put there past Refit, the last that was decided on."""
+def _target(settings: Register, number: str | None, reason: str, past: list[Move], champion: Version | None) -> str:
+    """The release that a rollback goes back to."""
     if number is not None:
         return number
     present = None if champion is None else champion.version
-    if overtaken := history.overtaken_champion(past, present):
-        return overtaken
+    if found := history.way_back(past, present, releases.actor(settings), reason.strip()):
+        return found
     previous = tracking.version_with_alias(settings, PREVIOUS)
     if previous is None:
         raise RefusedError(f"there is no version before the present champion of {settings.model_name}; name one: --to")
@@ -349,16 +349,21 @@ def _move_champion(settings: Register, move: Move, past: list[Move]) -> Move:
     if obstacle := _obstacle(settings, move, past):
         releases.write_move(settings, dataclasses.replace(move, state="withdrawn"))
         raise RefusedError(obstacle)
-    if move.from_version is not None:
-        releases.set_alias(settings, PREVIOUS, move.from_version)
     assert move.to_version is not None
     releases.set_alias(settings, CHAMPION, move.to_version)
     after = _champion_number(settings)
-    state = "done" if after == move.to_version else "overtaken"
-    done = dataclasses.replace(move, state=state)
-    releases.write_move(settings, done)
-    if state == "overtaken":
+    if after != move.to_version:
+        releases.write_move(settings, dataclasses.replace(move, state="overtaken"))
         raise RefusedError(f"somebody moved the champion to version {after} at the same time; see `refit history`")
+    return _complete(settings, move)
+
+
+def _complete(settings: Register, move: Move) -> Move:
+    """What follows once the champion was moved. Until then `previous` stands, which an attempt that broke off needs."""
+    if move.from_version is not None:
+        releases.set_alias(settings, PREVIOUS, move.from_version)
+    done = dataclasses.replace(move, state="done")
+    releases.write_move(settings, done)
     return done
 
 
@@ -382,10 +387,9 @@ def _obstacle(settings: Register, move: Move, past: list[Move]) -> str | None:
 
 def _finish(settings: Register, past: list[Move], champion: Version, case: Case, is_dry_run: bool) -> Outcome:
     """It is the champion already: complete what an earlier attempt may have left open."""
-    begun = [move for move in past if move.state == "begun" and move.to_version == champion.version]
-    move = begun[-1] if begun else next((old for old in reversed(past) if old.to_version == champion.version), None)
-    if begun and not is_dry_run:
-        releases.write_move(settings, dataclasses.replace(begun[-1], state="done"))
+    move = history.made_champion(past, champion.version)
+    if move is not None and move.state == "begun" and not is_dry_run:
+        _complete(settings, move)
     draft = move or _draft(settings, "promote", "", case, champion, False)
     return dataclasses.replace(_plan(draft, case), to=champion.uri, is_champion_already=True, is_dry_run=is_dry_run)
 

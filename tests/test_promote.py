@@ -363,14 +363,18 @@ def roll_back() -> Any:
     return promote.rollback("1", "back")
 
 
-@pytest.mark.parametrize("act", [promote_second, roll_back])
+def roll_back_to_previous() -> Any:
+    return promote.rollback(None, "back")
+
+
+@pytest.mark.parametrize("act", [promote_second, roll_back, roll_back_to_previous])
 def test_after_every_fault_a_repetition_finishes_and_doubles_nothing(
     passing: Path, act: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every call of the decision in turn: server down, reply lost, process killed; then the same command again."""
     promote.promote(candidate(0.7), "first")
     candidate(0.8)
-    if act is roll_back:
+    if act is not promote_second:
         promote_second()
     before, target = ("1", "2") if act is promote_second else ("2", "1")
     copied(passing, "counted")
