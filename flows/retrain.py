@@ -110,6 +110,7 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         run_stage("evaluate")
         show_evaluation()
         run_stage("suspects")
+        pipeline.require_unchanged(params.data.source)
         if deliver != "workspace":
             keep(f"Retrain {params.register.model_name}: {_headline()}", deliver)
         cleaning.result()
