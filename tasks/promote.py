@@ -293,7 +293,7 @@ def _release(settings: Register, case: Case) -> Version:
             golden = read_record(beside / "golden.json", Golden, EvidenceError)
         model = releases.pack(data, beside, golden, folder / "model")
         _check(Packed(model), golden, f"the release of {version.uri}")
-        return releases.publish(settings, version, model)
+        return releases.publish(settings, version, case.bundle, model)
 
 
 def _require_answers(settings: Register, case: Case) -> None:

@@ -229,6 +229,19 @@ def test_overwritten_candidate_files_are_never_promoted(passing: Path) -> None:
     assert champion() is None
 
 
+def test_what_a_release_says_of_itself_is_not_the_word_of_the_candidates_tags(passing: Path) -> None:
+    """[A size of a terabyte let every later candidate pass; another commit let `refit clean` take the data away.]"""
+    number = candidate(0.7)
+    said = dict(tracking.version(load_params().register, "pets-candidates", number).tags)
+    names = ("refit.weights_bytes", "refit.git_commit", "refit.weights_sha256")
+    for name in names:
+        client().set_model_version_tag("pets-candidates", number, name, "1" * 12)
+    client().delete_model_version_tag("pets-candidates", number, "refit.dvc_lock_sha256")
+    promote.promote(number, "x")
+    for name in (*names, "refit.dvc_lock_sha256", "refit.content_digest"):
+        assert champion().tags[name] == said[name]
+
+
 def test_changed_evidence_is_never_believed(passing: Path) -> None:
     number = candidate(0.7)
     digest = promote.review(number).digest

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,6 @@ CANDIDATE_TAG = "refit.candidate"
 FILES_TAG = "refit.files_sha256"
 """Of a release: the digest of its list of files, `refit/files.json`, which no account but reviewers' can change."""
 LIST_OF_FILES = "refit/files.json"
-_KEPT_TAGS = ("refit.weights_sha256", "refit.weights_bytes", "refit.git_commit", "refit.dvc_lock_sha256")
 
 
 def experiment_name(settings: Register) -> str:
@@ -110,7 +110,7 @@ def _describe(target: Path, bundle: Bundle, card: Card) -> None:
     publish_json(target / "bom.json", documents.bill_of_materials(bundle, card, requirements))
 
 
-def publish(settings: Register, candidate: Version, model: Path) -> Version:
+def publish(settings: Register, candidate: Version, bundle: Bundle, model: Path) -> Version:
     """Upload a verified model as a version of the reviewers' model; the same evidence gives the same version.
 
     Raises:
@@ -123,7 +123,8 @@ def publish(settings: Register, candidate: Version, model: Path) -> Version:
             create_model(client, settings.model_name)
             uri = _upload(client, settings, candidate, model)
             evidence.require_same_files(stored_files(uri), sent, uri)
-            found = _create_version(client, settings, candidate, uri, sent[LIST_OF_FILES])
+            tags = {**_facts(bundle, model), FILES_TAG: sent[LIST_OF_FILES]}
+            found = _create_version(client, settings, candidate, uri, tags)
         else:
             # Packed by an earlier attempt: MLflow's own notes hold its time, so only the rest is the same.
             stored = {path: digest for path, digest in stored_files(found.source).items() if is_data(path)}
@@ -135,6 +136,17 @@ def publish(settings: Register, candidate: Version, model: Path) -> Version:
 def is_data(path: str) -> bool:
     """Whether it is the same in each packing of a candidate."""
     return path.startswith(("artifacts/", "refit/")) and path not in (LIST_OF_FILES, signing.SIGNATURE)
+
+
+def _facts(bundle: Bundle, model: Path) -> dict[str, str]:
+    """What a release says of itself, by its evidence and its files: the pipeline may write the candidate's tags."""
+    return {
+        CONTENT_TAG: bundle.content_digest,
+        "refit.weights_sha256": bundle.lineage.weights_sha256,
+        "refit.weights_bytes": str((model / "artifacts" / "model.safetensors").stat().st_size),
+        "refit.git_commit": bundle.git.commit,
+        "refit.dvc_lock_sha256": bundle.dvc_lock_sha256,
+    }
 
 
 def _released(client: "MlflowClient", settings: Register, candidate: Version) -> "ModelVersion | None":
@@ -161,7 +173,7 @@ def _upload(client: "MlflowClient", settings: Register, candidate: Version, mode
 
 
 def _create_version(
-    client: "MlflowClient", settings: Register, candidate: Version, uri: str, files_sha256: str
+    client: "MlflowClient", settings: Register, candidate: Version, uri: str, tags: Mapping[str, str]
 ) -> "ModelVersion":
     described = client.get_model_version(candidate.model_name, candidate.version).description
     return client.create_model_version(
@@ -169,13 +181,7 @@ def _create_version(
         source=uri,
         model_id=uri.removeprefix("models:/"),
         run_id=candidate.run_id,
-        tags={
-            CONTENT_TAG: candidate.tags[CONTENT_TAG],
-            EVIDENCE_TAG: candidate.tags[EVIDENCE_TAG],
-            CANDIDATE_TAG: candidate.uri,
-            FILES_TAG: files_sha256,
-            **{name: candidate.tags[name] for name in _KEPT_TAGS},
-        },
+        tags={**tags, EVIDENCE_TAG: candidate.tags[EVIDENCE_TAG], CANDIDATE_TAG: candidate.uri},
         description=described,
     )
 
