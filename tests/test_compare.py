@@ -197,6 +197,16 @@ def test_a_test_image_that_changed_since_is_no_evidence(trained: Path) -> None:
     shutil.copy(next(other for other in path.parent.glob("*.png") if other.name != path.name), path)
     with pytest.raises(EvidenceError, match="was changed after it was validated"):
         compare()
+    path.unlink()
+    with pytest.raises(EvidenceError, match=rf"{path} was changed after it was validated, or is gone: .*`dvc pull`"):
+        compare()
+
+
+def test_the_example_of_a_candidate_that_is_gone_is_said(trained: Path) -> None:
+    path = Path(pd.read_parquet(paths.ACCEPTED)["path"].iloc[0])
+    path.unlink()
+    with pytest.raises(EvidenceError, match=rf"{path} was changed after it was validated, or is gone"):
+        register_candidate()
 
 
 @pytest.mark.usefixtures("no_processes")
