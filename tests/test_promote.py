@@ -519,6 +519,27 @@ def test_a_claim_of_somebody_who_is_gone_blocks_for_a_quarter_of_an_hour() -> No
     assert history.moved_past((), now) is None
 
 
+def test_the_history_is_read_as_of_one_moment(passing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[A promotion between two calls looked like a move past Refit, of which `watch` told.]"""
+    from mlflow import MlflowClient
+
+    promote.promote(candidate(0.7), "first")
+    candidate(0.8)
+    original = MlflowClient.get_registered_model
+    with monkeypatch.context() as patch:
+
+        def promoted_after(*arguments: Any) -> Any:
+            found = original(*arguments)
+            patch.undo()
+            promote_second()
+            return found
+
+        patch.setattr(MlflowClient, "get_registered_model", promoted_after)
+        past = promote.past_decisions()
+    assert (past.champion, [entry.move.kind for entry in past.entries]) == ("models:/pets/1", ["promote"])
+    assert promote.past_decisions().champion == "models:/pets/2"
+
+
 def test_a_record_that_was_spoiled_by_hand_is_shown_as_that() -> None:
     moves = history.from_tags({f"{history.TAG}x": "{broken", "other": "y"})
     assert [(move.state, move.id) for move in moves] == [("unreadable", "x")]

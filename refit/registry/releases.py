@@ -39,7 +39,6 @@ from .tracking import (
     download,
     stored_files,
     tracking_uri,
-    version_with_alias,
 )
 
 if TYPE_CHECKING:
@@ -244,14 +243,18 @@ def released_version(settings: Register, number: str) -> Version:
 
 
 def timeline(settings: Register) -> Timeline:
-    """Decisions and moves made past Refit, oldest first, and the present champion."""
-    champion, previous = (version_with_alias(settings, alias) for alias in (CHAMPION, PREVIOUS))
-    number = None if champion is None else champion.version
+    """Decisions and moves made past Refit, oldest first, and the present champion: all of one moment."""
+    with connected(settings) as client:
+        model = registered_model(client, settings.model_name)
+        aliases = {} if model is None else {alias: str(number) for alias, number in model.aliases.items()}
+        number = aliases.get(CHAMPION)
+        champion = None if number is None else as_version(client.get_model_version(settings.model_name, number))
+    decisions = [] if model is None else history.from_tags(model.tags)
     return Timeline(
         model_name=settings.model_name,
         champion=None if champion is None else champion.uri,
-        previous=None if previous is None else previous.uri,
-        entries=_with_copy_named(history.timeline(moves(settings), number), champion),
+        previous=f"models:/{settings.model_name}/{aliases[PREVIOUS]}" if PREVIOUS in aliases else None,
+        entries=_with_copy_named(history.timeline(decisions, number), champion),
     )
 
 
