@@ -262,7 +262,7 @@ def test_a_probability_that_is_no_number_stays_one_for_the_gate_to_refuse() -> N
 def test_the_probabilities_of_all_images_are_never_in_memory_at_once(project: Path) -> None:
     names = [f"{index:03d}" for index in range(100)]
     probabilities = np.random.default_rng(0).dirichlet(np.ones(100), 20_000)  # 16 MB
-    test = pd.DataFrame({"label": np.random.default_rng(0).choice(names, 20_000)})
+    test = pd.DataFrame({"label": np.random.default_rng(0).choice(names, 20_000), "group": ""})
     paths.PREDICTIONS.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(probabilities, columns=[f"p:{name}" for name in names]).to_parquet(paths.PREDICTIONS)
     labels = Labels(tuple(names), frozenset(names), frozenset())
