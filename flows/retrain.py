@@ -110,6 +110,7 @@ def retrain(deliver: Deliver = "workspace") -> Any:
         run_stage("evaluate")
         show_evaluation()
         run_stage("suspects")
+        pipeline.require_unchanged(params.data.source)
         if deliver != "workspace":
             keep(f"Retrain {params.register.model_name}: {_headline()}", deliver)
         cleaning.result()
@@ -175,10 +176,10 @@ def register() -> dict[str, Any]:
     version = registration.version
     known = "new" if registration.is_new else "this content was registered before"
     get_run_logger().info("candidate: %s version %s (%s)", version.model_name, version.version, known)
+    if registration.is_new:  # first: once more, it is known
+        tell("refit.candidate.waiting", f"{version.uri} waits for review: {_headline()}")
     for name, address in registration.links.items():
         create_link_artifact(key=f"mlflow-{name}", link=address, link_text=f"MLflow {name}")
-    if registration.is_new:
-        tell("refit.candidate.waiting", f"{version.uri} waits for review: {_headline()}")
     return _summary(registration)
 
 

@@ -29,6 +29,7 @@ from refit.data.shift import Shift, shift_since
 from refit.data.summary import ValidationSummary
 from refit.errors import EvidenceError, TrackingError, WorkspaceError, run_stage
 from refit.files import publish_table, publish_text, sha256_of_file
+from refit.gate import evidence
 from refit.gate.checks import Check, Groups, Labels, Side
 from refit.gate.comparison import (
     FORMAT,
@@ -125,10 +126,8 @@ def _test_images() -> tuple[pd.DataFrame, pd.DataFrame]:
         raise EvidenceError(
             f"{paths.PREDICTIONS} is not about the test examples of {paths.ACCEPTED}; run `dvc repro evaluate`"
         )
-    named = zip(test["path"], test["sha256"], strict=True)
-    changed = [path for path, sha256 in named if sha256_of_file(Path(path)) != sha256]
-    if changed:
-        raise EvidenceError(f"{changed[0]} was changed after it was validated; run `dvc repro -f ingest`")
+    for path, sha256 in zip(test["path"], test["sha256"], strict=True):
+        evidence.require_as_validated(Path(path), sha256)
     return predictions.assign(group=test["group"]), accepted
 
 

@@ -176,7 +176,7 @@ def promote(
     if is_dry_run:
         return dataclasses.replace(plan, is_dry_run=True)
     release = _release(settings, case)
-    done = _move_champion(settings, dataclasses.replace(move, to_version=release.version))
+    done = _move_champion(settings, dataclasses.replace(move, to_version=release.version), past)
     return dataclasses.replace(plan, to=release.uri, move=done)
 
 
@@ -195,10 +195,9 @@ def rollback(number: str | None, reason: str, is_dry_run: bool = False, through:
     """
     settings = load_params().register
     _require_reason(reason)
-    champion = tracking.version_with_alias(settings, CHAMPION)
-    target = _target(settings, number, champion)
+    past, champion = releases.moves(settings), tracking.version_with_alias(settings, CHAMPION)
+    target = _target(settings, number, reason, past, champion)
     if champion is not None and champion.version == target:
-        past = releases.moves(settings)
         return _finish(settings, past, champion, released(target), is_dry_run)
     case = released(target)
     _require_answers(settings, case)
@@ -208,7 +207,7 @@ def rollback(number: str | None, reason: str, is_dry_run: bool = False, through:
     plan = dataclasses.replace(_plan(move, case), to=case.version.uri)
     if is_dry_run:
         return dataclasses.replace(plan, is_dry_run=True)
-    return dataclasses.replace(plan, move=_move_champion(settings, move))
+    return dataclasses.replace(plan, move=_move_champion(settings, move, past))
 
 
 def reject(number: str, reason: str, seen: str | None = None, is_dry_run: bool = False, through: str = "") -> Outcome:
@@ -270,13 +269,13 @@ def _is_release_of(champion: Version | None, case: Case) -> bool:
     return tags.get(EVIDENCE_TAG) == case.digest and releases.CANDIDATE_TAG in tags
 
 
-def _target(settings: Register, number: str | None, champion: Version | None) -> str:
-    """The version before the present champion; where that was put there past Refit, the last that was decided on."""
+def _target(settings: Register, number: str | None, reason: str, past: list[Move], champion: Version | None) -> str:
+    """The release that a rollback goes back to."""
     if number is not None:
         return number
     present = None if champion is None else champion.version
-    if overtaken := history.overtaken_champion(releases.moves(settings), present):
-        return overtaken
+    if found := history.way_back(past, present, releases.actor(settings), reason.strip()):
+        return found
     previous = tracking.version_with_alias(settings, PREVIOUS)
     if previous is None:
         raise RefusedError(f"there is no version before the present champion of {settings.model_name}; name one: --to")
@@ -294,7 +293,7 @@ def _release(settings: Register, case: Case) -> Version:
             golden = read_record(beside / "golden.json", Golden, EvidenceError)
         model = releases.pack(data, beside, golden, folder / "model")
         _check(Packed(model), golden, f"the release of {version.uri}")
-        return releases.publish(settings, version, model)
+        return releases.publish(settings, version, case.bundle, model)
 
 
 def _require_answers(settings: Register, case: Case) -> None:
@@ -310,13 +309,7 @@ def _require_answers(settings: Register, case: Case) -> None:
 
 
 def _check(model: Bare | Packed, golden: Golden, name: str) -> None:
-    params = load_params()
-    serving_check(
-        model,
-        golden,
-        params.gate.max_probability_error,
-        name,
-    )
+    serving_check(model, golden, load_params().gate.max_probability_error, name)
 
 
 # The move itself
@@ -346,52 +339,59 @@ def _plan(move: Move, case: Case) -> Outcome:
     )
 
 
-def _move_champion(settings: Register, move: Move) -> Move:
-    """Claim, look, move, look again."""
+def _move_champion(settings: Register, move: Move, past: list[Move]) -> Move:
+    """Claim, look, move, look again. `past`: the decisions as they were when this one was judged."""
     begun = [old for old in releases.moves(settings) if old.state == "begun" and old.is_same_decision(move)]
+    move = releases.stamped(move)  # packing, trying and uploading took their time: others see the claim from here on
     if begun:  # an attempt that broke off
         move = dataclasses.replace(move, id=begun[0].id)
     releases.write_move(settings, move)
-    others = [claim for claim in _claims(settings) if claim.id != move.id]
-    if others:
-        _withdraw(settings, move)
-        raise RefusedError(
-            f"{others[0].who} is deciding about {settings.model_name} right now (since {others[0].when}); look at "
-            "`refit history`, then decide again"
-        )
-    champion = _champion_number(settings)
-    if champion not in (move.from_version, move.to_version):
-        _withdraw(settings, move)
-        raise RefusedError(f"the champion was moved to version {champion} meanwhile; nothing was changed")
-    if move.from_version is not None:
-        releases.set_alias(settings, PREVIOUS, move.from_version)
+    if obstacle := _obstacle(settings, move, past):
+        releases.write_move(settings, dataclasses.replace(move, state="withdrawn"))
+        raise RefusedError(obstacle)
     assert move.to_version is not None
     releases.set_alias(settings, CHAMPION, move.to_version)
     after = _champion_number(settings)
-    state = "done" if after == move.to_version else "overtaken"
-    done = dataclasses.replace(move, state=state)
-    releases.write_move(settings, done)
-    if state == "overtaken":
+    if after != move.to_version:
+        releases.write_move(settings, dataclasses.replace(move, state="overtaken"))
         raise RefusedError(f"somebody moved the champion to version {after} at the same time; see `refit history`")
+    return _complete(settings, move)
+
+
+def _complete(settings: Register, move: Move) -> Move:
+    """What follows once the champion was moved. Until then `previous` stands, which an attempt that broke off needs."""
+    if move.from_version is not None:
+        releases.set_alias(settings, PREVIOUS, move.from_version)
+    done = dataclasses.replace(move, state="done")
+    releases.write_move(settings, done)
     return done
+
+
+def _obstacle(settings: Register, move: Move, past: list[Move]) -> str | None:
+    """What others did since a decision was judged, or do right now."""
+    present, now = releases.moves(settings), datetime.datetime.now(datetime.UTC)
+    others = [claim for claim in history.claims(present, now, past) if claim.id != move.id]
+    if others:
+        return (
+            f"{others[0].who} is deciding about {settings.model_name} right now (since {others[0].when}); look at "
+            "`refit history`, then decide again"
+        )
+    rejection = history.rejection_of(present, move.candidate or "", move.evidence)
+    if move.kind == "promote" and rejection is not None and rejection not in past:
+        return f"{rejection.who} rejected it meanwhile: {rejection.reason}; nothing was changed"
+    champion = _champion_number(settings)
+    if champion not in (move.from_version, move.to_version):
+        return f"the champion was moved to version {champion} meanwhile; nothing was changed"
+    return None
 
 
 def _finish(settings: Register, past: list[Move], champion: Version, case: Case, is_dry_run: bool) -> Outcome:
     """It is the champion already: complete what an earlier attempt may have left open."""
-    begun = [move for move in past if move.state == "begun" and move.to_version == champion.version]
-    move = begun[-1] if begun else next((old for old in reversed(past) if old.to_version == champion.version), None)
-    if begun and not is_dry_run:
-        releases.write_move(settings, dataclasses.replace(begun[-1], state="done"))
+    move = history.made_champion(past, champion.version)
+    if move is not None and move.state == "begun" and not is_dry_run:
+        _complete(settings, move)
     draft = move or _draft(settings, "promote", "", case, champion, False)
     return dataclasses.replace(_plan(draft, case), to=champion.uri, is_champion_already=True, is_dry_run=is_dry_run)
-
-
-def _withdraw(settings: Register, move: Move) -> None:
-    releases.write_move(settings, dataclasses.replace(move, state="withdrawn"))
-
-
-def _claims(settings: Register) -> list[Move]:
-    return history.claims(releases.moves(settings), datetime.datetime.now(datetime.UTC))
 
 
 def _champion_number(settings: Register) -> str | None:

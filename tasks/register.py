@@ -264,6 +264,8 @@ def _require_what_was_sent(model_uri: str, model_files: Mapping[str, str], model
 def _record(run: _Run, comparison: Comparison, state: Provenance, extra_tags: Mapping[str, str]) -> Record:
     params, card, validation = run.params, run.card, run.validation
     accepted = pd.read_parquet(paths.ACCEPTED)
+    example = Path(accepted["path"].iloc[0])
+    evidence.require_as_validated(example, accepted["sha256"].iloc[0])
     history = pd.read_csv(paths.HISTORY)
     tags = {
         **{f"refit.{name}": value for name, value in dataclasses.asdict(run.digests).items()},
@@ -291,7 +293,7 @@ def _record(run: _Run, comparison: Comparison, state: Provenance, extra_tags: Ma
         texts={"lineage/packages.txt": _packages(), **({tracking.PATCH_FILE: state.diff} if state.diff else {})},
         weights=paths.MODEL_WEIGHTS,
         card=paths.MODEL_CARD,
-        example=Path(accepted["path"].iloc[0]).read_bytes(),
+        example=example.read_bytes(),
         dataset={"name": params.data.source, "digest": validation.data_digest, "source": params.data.source},
         description="\n\n".join((paths.COMPARISON_SUMMARY.read_text(), *_about(run))),
         comparison_digest=_comparison_digest(comparison),

@@ -3,6 +3,8 @@
 import json
 import os
 import time
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,15 @@ from flows.clean import survey
 from flows.cli import main
 from flows.tools import commits, objects
 from refit.gate.decide import Check, Decision
-from refit.registry import retention
+from refit.params import load_params
+from refit.registry import retention, tracking
 from refit.registry.records import Version
 from tasks import compare as comparing
 from tasks import promote
 
 from .conftest import commit_all
 from .services import dvc, environment, run
-from .test_promote import candidate, champion
+from .test_promote import Killed, candidate, champion, copied
 from .test_tracking import client
 
 DAYS_OLD = 3
@@ -155,3 +158,80 @@ def test_what_is_kept_can_be_had_again_from_the_remotes_alone_and_the_rest_is_go
     assert not (trained / ".refit" / "cache" / "decoded-old").exists()
     again = clean()
     assert (again["registry"]["versions"], again["branches"], again["bytes"]) == ([], [], 0)
+
+
+def test_a_cleaning_that_was_killed_is_finished_by_repeating_it_and_takes_nothing_from_others(
+    committed: Path, no_processes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call that deletes in turn, before and after it took effect."""
+    from mlflow.entities import ViewType
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from mlflow.tracking import MlflowClient
+
+    for mark in (0.1, 0.2, 0.3):
+        candidate(mark)
+    settings = load_params().register
+    home = client().get_experiment_by_name(settings.experiment).experiment_id
+    abandoned = client().create_run(home, start_time=1).info.run_id
+    client().set_terminated(abandoned)
+    others = client().create_experiment("of somebody else")
+    their_run = client().create_run(others).info.run_id
+    their_model = client().create_logged_model(others, name="theirs").model_id
+    for delete, name in ((client().delete_run, their_run), (client().delete_logged_model, their_model)):
+        delete(name)
+    client().delete_experiment(others)
+    deletions = (
+        *((MlflowClient, name) for name in ("delete_logged_model", "delete_run", "delete_model_version")),
+        *((SqlAlchemyStore, name) for name in ("_hard_delete_logged_model", "_hard_delete_run")),
+    )
+
+    def clean_here(number: int, took_effect: bool) -> int:
+        """How many calls there were; the process was killed at one of them."""
+        calls = 0
+
+        def wrapped(original: Any) -> Any:
+            def call(*arguments: Any) -> None:
+                nonlocal calls
+                calls += 1
+                if calls != number or took_effect:
+                    original(*arguments)
+                if calls == number:
+                    raise Killed
+
+            return call
+
+        with monkeypatch.context() as patch, suppress(Killed):
+            for owner, name in deletions:
+                patch.setattr(owner, name, wrapped(getattr(owner, name)))
+            retention.remove(settings, retention.survey(settings, keep=2))
+        return calls
+
+    copied(committed, "counted")
+    num_calls = clean_here(0, took_effect=True)
+    assert num_calls == 7, "a version with a run and a model, and another run: marked, freed"
+    for number, took_effect in product(range(1, num_calls + 1), (False, True)):
+        copied(committed, f"{number}-{took_effect}")
+        clean_here(number, took_effect)
+        found = retention.survey(settings, keep=2)
+        assert retention.remove(settings, found)
+        left = client().search_model_versions("name='pets-candidates'")
+        assert {str(one.version) for one in left} == {"2", "3"}, number
+        assert len(client().search_runs([home], run_view_type=ViewType.ALL)) == 2, number
+        assert len(list(Path("mlruns").rglob("model.safetensors"))) == 2, number
+        store = SqlAlchemyStore(tracking.tracking_uri(settings), "mlruns")
+        assert store._get_deleted_logged_models() == [their_model]
+        assert client().get_run(their_run).info.lifecycle_stage == "deleted"
+        assert retention.survey(settings, keep=2).runs == ()
+
+
+def test_on_a_server_files_are_not_gone(committed: Path, no_processes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for mark in (0.1, 0.2):
+        candidate(mark)
+    settings = load_params().register
+    run = client().create_run(client().get_experiment_by_name(settings.experiment).experiment_id, start_time=1)
+    client().set_terminated(run.info.run_id)
+    monkeypatch.setattr(retention, "database_of", lambda _uri: None)
+    found = retention.survey(settings, keep=2)
+    assert (found.versions, found.runs) == ((), (run.info.run_id,))
+    assert not retention.remove(settings, found)
+    assert retention.remove(settings, retention.survey(settings, keep=2)), "nothing was left to go"

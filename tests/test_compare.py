@@ -217,6 +217,16 @@ def test_a_test_image_that_changed_since_is_no_evidence(trained: Path) -> None:
     shutil.copy(next(other for other in path.parent.glob("*.png") if other.name != path.name), path)
     with pytest.raises(EvidenceError, match="was changed after it was validated"):
         compare()
+    path.unlink()
+    with pytest.raises(EvidenceError, match=rf"{path} was changed after it was validated, or is gone: .*`dvc pull`"):
+        compare()
+
+
+def test_the_example_of_a_candidate_that_is_gone_is_said(trained: Path) -> None:
+    path = Path(pd.read_parquet(paths.ACCEPTED)["path"].iloc[0])
+    path.unlink()
+    with pytest.raises(EvidenceError, match=rf"{path} was changed after it was validated, or is gone"):
+        register_candidate()
 
 
 @pytest.mark.usefixtures("no_processes")
@@ -272,7 +282,7 @@ def test_a_probability_that_is_no_number_stays_one_for_the_gate_to_refuse() -> N
 def test_the_probabilities_of_all_images_are_never_in_memory_at_once(project: Path) -> None:
     names = [f"{index:03d}" for index in range(100)]
     probabilities = np.random.default_rng(0).dirichlet(np.ones(100), 20_000)  # 16 MB
-    test = pd.DataFrame({"label": np.random.default_rng(0).choice(names, 20_000)})
+    test = pd.DataFrame({"label": np.random.default_rng(0).choice(names, 20_000), "group": ""})
     paths.PREDICTIONS.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(probabilities, columns=[f"p:{name}" for name in names]).to_parquet(paths.PREDICTIONS)
     labels = Labels(tuple(names), frozenset(names), frozenset())

@@ -1,20 +1,24 @@
 """A stage runs again when something that can change its result has changed, and only then: edits x stages."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import MagicMock, Mock
 
 import pandas as pd
 import pytest
 from PIL import Image
 
+from flows.tools import commits, pipeline
+from refit.errors import WorkspaceError
 from refit.params import read_yaml
 
 from .conftest import change_params, write_image_folder
-from .services import clone, dvc, environment, origin
+from .services import clone, dvc, environment, origin, refit
 
 __all__ = ["origin"]  # a fixture
 
@@ -140,6 +144,82 @@ def test_an_edit_runs_what_it_can_change_and_nothing_else(project: Path, edit: s
     finally:
         file.write_bytes(before)
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (appended("refit/training/loop.py"), "refit/training/loop.py (finetune)"),
+        (param(**{"validate.rules.leak": "warn"}), "validate of params.yaml (validate)"),
+        (appended("reports/label_suspects.csv"), "reports/label_suspects.csv (suspects)"),
+        (param(**{"gate.margin": 0.02, "register.model_name": "x"}), None),
+        (appended("refit/gate/decide.py"), None),
+    ],
+)
+def test_only_what_the_present_code_and_params_made_is_registered(
+    project: Path, edit: Callable[[Path], None], expected: str | None
+) -> None:
+    names = ("params.yaml", "refit/training/loop.py", "refit/gate/decide.py", "reports/label_suspects.csv")
+    before = {project / name: (project / name).read_bytes() for name in names}
+    try:
+        edit(project)
+        if expected is None:
+            pipeline.require_unchanged("data/images")
+        else:
+            with pytest.raises(WorkspaceError, match=rf"written: {re.escape(expected)}; .*`refit retrain`"):
+                pipeline.require_unchanged("data/images")
+            assert expected in refit("register", cwd=project, env=environment(project.parent), expected=8)
+    finally:
+        for file, content in before.items():
+            file.write_bytes(content)
+
+
+def test_a_retraining_whose_code_was_edited_meanwhile_is_neither_committed_nor_registered(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.retrain as flow
+
+    effects = {name: Mock() for name in ("keep", "compare", "register")}
+    others = ("run_stage", "clean_up", "run_before", "show_validation", "keep_classes", "show_evaluation", "reporting")
+    for name, mock in (effects | {name: MagicMock() for name in others}).items():
+        monkeypatch.setattr(flow, name, mock)
+    monkeypatch.setattr(commits, "require_clean_code", Mock())
+    monkeypatch.setattr(pipeline, "require_tracked_source", Mock())
+    flow.retrain.fn(deliver="commit")
+    assert all(mock.called for mock in effects.values())
+    code = project / "refit/training/loop.py"
+    before = code.read_bytes()
+    appended("refit/training/loop.py")(project)
+    for deliver in ("commit", "workspace"):
+        for mock in effects.values():
+            mock.reset_mock()
+        with pytest.raises(WorkspaceError, match=r"refit/training/loop\.py \(finetune\)"):
+            flow.retrain.fn(deliver=deliver)
+        assert not any(mock.called for mock in effects.values())
+    code.write_bytes(before)
+
+
+def test_a_source_may_grow_while_a_model_is_trained_but_not_be_another_one(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = project / "data/images/cat/new.png"
+    shutil.copy(project / "data/images/cat/000.png", new)
+    try:
+        pipeline.require_unchanged("data/images")
+        with monkeypatch.context() as patch:
+            patch.setattr(commits, "holds", lambda _path: True)
+            with pytest.raises(WorkspaceError, match=r"written: data/images \(ingest\)"):
+                pipeline.require_unchanged("data/images")
+        dvc("add", "--quiet", "data/images", cwd=project, env=environment(project.parent))
+        with pytest.raises(WorkspaceError, match=r"written: data/images\.dvc \(ingest\)"):
+            pipeline.require_unchanged("data/images")
+        new.unlink()
+        dvc("add", "--quiet", "data/images", cwd=project, env=environment(project.parent))
+        shutil.copy(project / "data/images/cat/000.png", new)
+        pipeline.require_unchanged("data/images")
+    finally:
+        new.unlink(missing_ok=True)
+        (project / "data/images.dvc").unlink(missing_ok=True)
 
 
 def test_files_that_are_not_accepted_train_nothing_again(project: Path, tmp_path: Path) -> None:

@@ -229,6 +229,19 @@ def test_overwritten_candidate_files_are_never_promoted(passing: Path) -> None:
     assert champion() is None
 
 
+def test_what_a_release_says_of_itself_is_not_the_word_of_the_candidates_tags(passing: Path) -> None:
+    """[A size of a terabyte let every later candidate pass; another commit let `refit clean` take the data away.]"""
+    number = candidate(0.7)
+    said = dict(tracking.version(load_params().register, "pets-candidates", number).tags)
+    names = ("refit.weights_bytes", "refit.git_commit", "refit.weights_sha256")
+    for name in names:
+        client().set_model_version_tag("pets-candidates", number, name, "1" * 12)
+    client().delete_model_version_tag("pets-candidates", number, "refit.dvc_lock_sha256")
+    promote.promote(number, "x")
+    for name in (*names, "refit.dvc_lock_sha256", "refit.content_digest"):
+        assert champion().tags[name] == said[name]
+
+
 def test_changed_evidence_is_never_believed(passing: Path) -> None:
     number = candidate(0.7)
     digest = promote.review(number).digest
@@ -363,14 +376,18 @@ def roll_back() -> Any:
     return promote.rollback("1", "back")
 
 
-@pytest.mark.parametrize("act", [promote_second, roll_back])
+def roll_back_to_previous() -> Any:
+    return promote.rollback(None, "back")
+
+
+@pytest.mark.parametrize("act", [promote_second, roll_back, roll_back_to_previous])
 def test_after_every_fault_a_repetition_finishes_and_doubles_nothing(
     passing: Path, act: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every call of the decision in turn: server down, reply lost, process killed; then the same command again."""
     promote.promote(candidate(0.7), "first")
     candidate(0.8)
-    if act is roll_back:
+    if act is not promote_second:
         promote_second()
     before, target = ("1", "2") if act is promote_second else ("2", "1")
     copied(passing, "counted")
@@ -450,6 +467,39 @@ def test_two_reviewers_at_once_never_both_win(passing: Path, monkeypatch: pytest
     assert outcomes >= {("2",), ("3",)}
 
 
+def test_what_happens_while_a_release_is_packed_and_uploaded_counts(
+    passing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[A claim bore the time of before, so it was over when it was written; a rejection was not seen.]"""
+    number, settings, release = candidate(0.7), load_params().register, promote._release
+
+    def meanwhile(act: Callable[[], Any]) -> None:
+        def slowly(*arguments: Any) -> Any:
+            found = release(*arguments)
+            act()
+            return found
+
+        monkeypatch.setattr(promote, "_release", slowly)
+
+    def claimed_by_somebody_with_a_slow_clock() -> None:
+        move = releases.new_move(settings, "promote", "mine", None)
+        then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
+        releases.write_move(settings, dataclasses.replace(move, who="ben", when=then.isoformat(), to_version="9"))
+
+    meanwhile(claimed_by_somebody_with_a_slow_clock)
+    with pytest.raises(RefusedError, match="ben is deciding about pets right now"):
+        promote.promote(number, "x")
+    meanwhile(lambda: promote.reject(number, "cats look like dogs"))
+    with pytest.raises(RefusedError, match=r"rejected it meanwhile: cats look like dogs; nothing was changed"):
+        promote.promote(number, "x", is_forced=True)
+    assert champion() is None
+    ends: list[str] = []
+    meanwhile(lambda: ends.append(datetime.datetime.now(datetime.UTC).isoformat()))
+    move = promote.promote(number, "we talked about it", is_forced=True).move
+    assert move is not None
+    assert move.when > ends[0], "a claim begins when it is written"
+
+
 def test_a_claim_of_somebody_who_is_gone_blocks_for_a_quarter_of_an_hour() -> None:
     now = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
 
@@ -459,12 +509,35 @@ def test_a_claim_of_somebody_who_is_gone_blocks_for_a_quarter_of_an_hour() -> No
 
     assert history.claims([begun(14)], now)
     assert not history.claims([begun(16)], now)
+    assert not history.claims([begun(16)], now, past=[begun(16)])
+    assert history.claims([begun(16)], now, past=[begun(99)]), "it came while one looked: somebody's clock is slow"
     assert not history.claims([dataclasses.replace(begun(1), state="withdrawn")], now)
     # A promotion moves the alias before it is written as done: that is no move past Refit.
     assert history.moved_past(history.timeline([begun(1)], "1"), now) is None
     assert history.moved_past(history.timeline([begun(16)], "1"), now) is not None
     assert history.moved_past(history.timeline([dataclasses.replace(begun(1), state="done")], "1"), now) is None
     assert history.moved_past((), now) is None
+
+
+def test_the_history_is_read_as_of_one_moment(passing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[A promotion between two calls looked like a move past Refit, of which `watch` told.]"""
+    from mlflow import MlflowClient
+
+    promote.promote(candidate(0.7), "first")
+    candidate(0.8)
+    original = MlflowClient.get_registered_model
+    with monkeypatch.context() as patch:
+
+        def promoted_after(*arguments: Any) -> Any:
+            found = original(*arguments)
+            patch.undo()
+            promote_second()
+            return found
+
+        patch.setattr(MlflowClient, "get_registered_model", promoted_after)
+        past = promote.past_decisions()
+    assert (past.champion, [entry.move.kind for entry in past.entries]) == ("models:/pets/1", ["promote"])
+    assert promote.past_decisions().champion == "models:/pets/2"
 
 
 def test_a_record_that_was_spoiled_by_hand_is_shown_as_that() -> None:

@@ -158,6 +158,10 @@ def test_a_known_leak_holds_the_gate(policy: str, count: int, verdict: str | Non
     assert not checks or "`validate.rules.leak: reject`" in checks[0].reason
 
 
+def test_a_leak_that_was_trained_on_holds_the_gate_whatever_the_rule_says_by_now() -> None:
+    assert verdict_of(leak_checks(validation("warn", 3), "reject")) == "hold"
+
+
 # In a project
 
 

@@ -82,7 +82,7 @@ def test_other_content_is_another_version_and_takes_the_alias(trained: Path) -> 
 
 CALLS = [
     "log_metrics", "_log_model", "download", "_log_evidence", "_create_version", "set_registered_model_alias",
-    "create_model_version",
+    "create_model_version", "_present",
 ]  # fmt: skip
 
 
@@ -108,7 +108,12 @@ def test_an_interrupted_registration_is_completed_not_doubled(
     with pytest.raises(TrackingUnavailableError, match="`refit register` completes the registration"):
         register_candidate()
     monkeypatch.setattr(owner, call, original)
-    version = register_candidate().version
+    registration, again = register_candidate(), register_candidate()
+    assert (registration.is_new, again.is_new) == (True, False), "somebody has to be told of it, once"
+    version = registration.version
+    page = client().get_model_version(version.model_name, version.version).description
+    assert "refit promote 1 " in page
+    assert page == client().get_run(version.run_id).data.tags["mlflow.note.content"]
     assert version.aliases == ("candidate",)
     assert version.version == "1"
     assert len(client().search_model_versions("name='pets-candidates'")) == 1

@@ -184,13 +184,16 @@ def _validate_elsewhere(path: Path, project: Path | None, reports: Path | None, 
 @JSON
 def register(as_json: bool) -> None:
     """Register what is in the workspace, for instance after MLflow could not be reached."""
+    from flows.tools import pipeline
     from refit.locks import one_at_a_time
+    from refit.params import load_params
     from tasks.compare import compare as compare_with_champion
     from tasks.register import find_registered, register_candidate
 
     with one_at_a_time():
         registration = find_registered()
         if registration is None:
+            pipeline.require_unchanged(load_params().data.source)
             compare_with_champion()
             registration = register_candidate()
     version = registration.version

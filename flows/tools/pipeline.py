@@ -10,7 +10,7 @@ import io
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +38,45 @@ def is_unchanged(stage: str) -> bool:
         WorkspaceError: DVC cannot tell (no DVC repository, a broken dvc.yaml).
     """
     return _ask(lambda repo: all(found == _ALWAYS for found in repo.status(targets=[stage]).values()))
+
+
+def require_unchanged(source: str) -> None:
+    """Refuse what is here as one run, unless it is what the code, params and inputs that are here made.
+
+    What lies in the data source by now does not count, unless git holds it: a folder may grow while a model is trained.
+    A .dvc file that names other data does.
+
+    Raises:
+        WorkspaceError: naming what changed, and for which stage.
+    """
+    place, is_held = str(Path(source).absolute()), False
+    with contextlib.suppress(WorkspaceError):  # no repository
+        is_held = commits.holds(source)
+
+    def find(repo: Any) -> list[str]:
+        stages = repo.index.stages
+        tracked = {out.fs_path: out for stage in stages if stage.is_data_source for out in stage.outs}
+
+        def changes(stage: Any) -> Iterator[str]:
+            for entry in (*stage.deps, *stage.outs):
+                if entry.fs_path != place or is_held:
+                    for path, how in entry.workspace_status().items():
+                        yield from (f"{key} of {path}" for key in how) if isinstance(how, dict) else [path]
+                elif place in tracked and tracked[place].hash_info != entry.hash_info:
+                    yield str(tracked[place].stage.relpath)
+            if stage.changed_stage():
+                yield "its command"
+
+        with repo.lock:
+            made = [stage for stage in stages if not stage.is_data_source]
+            return [f"{what} ({stage.addressing})" for stage in made for what in changes(stage)]
+
+    if found := _ask(find):
+        raise WorkspaceError(
+            f"changed since dvc.lock was written: {', '.join(found[:5])}{' and more' if len(found) > 5 else ''}; a "
+            "version names the commit, code and params that made it: run `dvc repro` or `refit retrain`, or undo the "
+            "change"
+        )
 
 
 def require_readable() -> None:

@@ -16,13 +16,14 @@ def leak_checks(validation: ValidationSummary, policy: Policy) -> list[Check]:
 
     Args:
         validation: of the data that the candidate was trained on.
-        policy: that of the rule `leak`, which takes such examples out of the training, unless it is told not to.
+        policy: that of the rule `leak` now. Where the validation found any, what it did with them counts: `reject` took
+            them out of the training.
     """
     found = validation.rules.get("leak")
     if policy == "off":
         way_out = "`validate.rules.leak: reject` looks, and leaves such examples out of the training"
         return [Check("leak", "hold", f"leak: nobody has looked for test examples in the training set; {way_out}", 0)]
-    if found is None or policy != "warn":
+    if found is None or found.policy != "warn":
         return []
     text = (
         f"leak: {found.count:,} examples that were trained on, or chosen by, nearly are some of the test or validation "

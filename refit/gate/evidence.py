@@ -120,6 +120,19 @@ def require_same_files(found: Mapping[str, str], recorded: Mapping[str, str], wh
         )
 
 
+def require_as_validated(example: Path, sha256: str) -> None:
+    """Refuse an example whose file is not what it was when it was validated.
+
+    Raises:
+        EvidenceError: it is gone, or was changed.
+    """
+    if not example.is_file() or sha256_of_file(example) != sha256:
+        raise EvidenceError(
+            f"{example} was changed after it was validated, or is gone: bring it back (`dvc pull`), or run "
+            "`dvc repro -f ingest`"
+        )
+
+
 def digests_of(files: Mapping[str, Path]) -> dict[str, str]:
     """SHA-256 by name."""
     return {name: sha256_of_file(path) for name, path in files.items()}

@@ -100,10 +100,18 @@ def _read(name: str, value: str) -> Move:
         return Move(name, "reject", "unreadable", "?", "", f"unreadable record: {value[:80]}", None, None, None, "", "")
 
 
-def claims(moves: Iterable[Move], now: datetime.datetime) -> list[Move]:
-    """Decisions that somebody is carrying out right now."""
+def claims(moves: Iterable[Move], now: datetime.datetime, past: Iterable[Move] | None = None) -> list[Move]:
+    """Decisions that somebody is carrying out right now.
+
+    Args:
+        moves: as they are.
+        now: with a time zone.
+        past: as they were a while ago. What was begun since then is under way, however slow somebody's clock is.
+    """
     oldest = (now - datetime.timedelta(minutes=MINUTES_A_CLAIM_LIVES)).isoformat()
-    return [move for move in moves if move.state == "begun" and move.when > oldest]
+    begun = [move for move in moves if move.state == "begun"]
+    known = begun if past is None else list(past)
+    return [move for move in begun if move.when > oldest or move not in known]
 
 
 def decision_on(moves: Iterable[Move], candidate: str, evidence: str) -> Move | None:
@@ -135,18 +143,46 @@ def trace_of_a_champion(moves: Iterable[Move], previous: str | None) -> str | No
     return None if previous is None else f"version {previous} is marked as the one before it"
 
 
+def made_champion(moves: Iterable[Move], champion: str | None) -> Move | None:
+    """The decision that made the present champion, whether it was written as done or broke off; None: it was put there
+    past Refit.
+
+    Args:
+        moves: oldest first.
+        champion: its number.
+    """
+    for move in reversed(list(moves)):
+        if move.moves_champion and move.state in ("begun", "done"):
+            if move.to_version == champion:
+                return move
+            if move.state == "done":
+                return None
+    return None
+
+
 def last_champion(moves: Iterable[Move]) -> str | None:
     """The number of the version that the last decision made the champion; None: none."""
     last = _last_decision(moves)
     return None if last is None else last.to_version
 
 
-def overtaken_champion(moves: Iterable[Move], champion: str | None) -> str | None:
-    """The number of the champion that a move past Refit replaced; None: nobody moved it past Refit.
+def way_back(moves: Iterable[Move], champion: str | None, who: str, reason: str) -> str | None:
+    """The number of the release that a rollback means which names none; None: the one with the alias `previous`.
+
+    It is the present champion where a rollback that broke off made it that, or this very one, repeated; and the last
+    that was decided on where the champion was moved past Refit.
 
     Args:
+        moves: oldest first.
         champion: the number of the present one.
+        who: of the rollback.
+        reason: of the rollback.
     """
+    moves = list(moves)
+    made = made_champion(moves, champion)
+    is_repeated = made is not None and (made.state == "begun" or (made.who, made.reason) == (who, reason))
+    if made is not None and made.kind == "rollback" and is_repeated:
+        return champion
     last = last_champion(moves)
     return None if last == champion else last
 

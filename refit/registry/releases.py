@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,6 @@ from .tracking import (
     download,
     stored_files,
     tracking_uri,
-    version_with_alias,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ CANDIDATE_TAG = "refit.candidate"
 FILES_TAG = "refit.files_sha256"
 """Of a release: the digest of its list of files, `refit/files.json`, which no account but reviewers' can change."""
 LIST_OF_FILES = "refit/files.json"
-_KEPT_TAGS = ("refit.weights_sha256", "refit.weights_bytes", "refit.git_commit", "refit.dvc_lock_sha256")
 
 
 def experiment_name(settings: Register) -> str:
@@ -110,7 +109,7 @@ def _describe(target: Path, bundle: Bundle, card: Card) -> None:
     publish_json(target / "bom.json", documents.bill_of_materials(bundle, card, requirements))
 
 
-def publish(settings: Register, candidate: Version, model: Path) -> Version:
+def publish(settings: Register, candidate: Version, bundle: Bundle, model: Path) -> Version:
     """Upload a verified model as a version of the reviewers' model; the same evidence gives the same version.
 
     Raises:
@@ -123,7 +122,8 @@ def publish(settings: Register, candidate: Version, model: Path) -> Version:
             create_model(client, settings.model_name)
             uri = _upload(client, settings, candidate, model)
             evidence.require_same_files(stored_files(uri), sent, uri)
-            found = _create_version(client, settings, candidate, uri, sent[LIST_OF_FILES])
+            tags = {**_facts(bundle, model), FILES_TAG: sent[LIST_OF_FILES]}
+            found = _create_version(client, settings, candidate, uri, tags)
         else:
             # Packed by an earlier attempt: MLflow's own notes hold its time, so only the rest is the same.
             stored = {path: digest for path, digest in stored_files(found.source).items() if is_data(path)}
@@ -135,6 +135,17 @@ def publish(settings: Register, candidate: Version, model: Path) -> Version:
 def is_data(path: str) -> bool:
     """Whether it is the same in each packing of a candidate."""
     return path.startswith(("artifacts/", "refit/")) and path not in (LIST_OF_FILES, signing.SIGNATURE)
+
+
+def _facts(bundle: Bundle, model: Path) -> dict[str, str]:
+    """What a release says of itself, by its evidence and its files: the pipeline may write the candidate's tags."""
+    return {
+        CONTENT_TAG: bundle.content_digest,
+        "refit.weights_sha256": bundle.lineage.weights_sha256,
+        "refit.weights_bytes": str((model / "artifacts" / "model.safetensors").stat().st_size),
+        "refit.git_commit": bundle.git.commit,
+        "refit.dvc_lock_sha256": bundle.dvc_lock_sha256,
+    }
 
 
 def _released(client: "MlflowClient", settings: Register, candidate: Version) -> "ModelVersion | None":
@@ -161,7 +172,7 @@ def _upload(client: "MlflowClient", settings: Register, candidate: Version, mode
 
 
 def _create_version(
-    client: "MlflowClient", settings: Register, candidate: Version, uri: str, files_sha256: str
+    client: "MlflowClient", settings: Register, candidate: Version, uri: str, tags: Mapping[str, str]
 ) -> "ModelVersion":
     described = client.get_model_version(candidate.model_name, candidate.version).description
     return client.create_model_version(
@@ -169,13 +180,7 @@ def _create_version(
         source=uri,
         model_id=uri.removeprefix("models:/"),
         run_id=candidate.run_id,
-        tags={
-            CONTENT_TAG: candidate.tags[CONTENT_TAG],
-            EVIDENCE_TAG: candidate.tags[EVIDENCE_TAG],
-            CANDIDATE_TAG: candidate.uri,
-            FILES_TAG: files_sha256,
-            **{name: candidate.tags[name] for name in _KEPT_TAGS},
-        },
+        tags={**tags, EVIDENCE_TAG: candidate.tags[EVIDENCE_TAG], CANDIDATE_TAG: candidate.uri},
         description=described,
     )
 
@@ -238,14 +243,18 @@ def released_version(settings: Register, number: str) -> Version:
 
 
 def timeline(settings: Register) -> Timeline:
-    """Decisions and moves made past Refit, oldest first, and the present champion."""
-    champion, previous = (version_with_alias(settings, alias) for alias in (CHAMPION, PREVIOUS))
-    number = None if champion is None else champion.version
+    """Decisions and moves made past Refit, oldest first, and the present champion: all of one moment."""
+    with connected(settings) as client:
+        model = registered_model(client, settings.model_name)
+        aliases = {} if model is None else {alias: str(number) for alias, number in model.aliases.items()}
+        number = aliases.get(CHAMPION)
+        champion = None if number is None else as_version(client.get_model_version(settings.model_name, number))
+    decisions = [] if model is None else history.from_tags(model.tags)
     return Timeline(
         model_name=settings.model_name,
         champion=None if champion is None else champion.uri,
-        previous=None if previous is None else previous.uri,
-        entries=_with_copy_named(history.timeline(moves(settings), number), champion),
+        previous=f"models:/{settings.model_name}/{aliases[PREVIOUS]}" if PREVIOUS in aliases else None,
+        entries=_with_copy_named(history.timeline(decisions, number), champion),
     )
 
 
@@ -273,13 +282,12 @@ def write_move(settings: Register, move: Move) -> None:
 
 def new_move(settings: Register, kind: str, reason: str, from_version: str | None) -> Move:
     """A decision that begins now, by whoever asks for it; what it is about is for the caller to add."""
-    now = datetime.datetime.now(datetime.UTC)
-    return Move(
-        id=f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}",
+    move = Move(
+        id="",
         kind=kind,
         state="begun",
         who=actor(settings),
-        when=now.isoformat(),
+        when="",
         reason=reason.strip(),
         from_version=from_version,
         to_version=None,
@@ -287,3 +295,10 @@ def new_move(settings: Register, kind: str, reason: str, from_version: str | Non
         evidence="",
         verdict="",
     )
+    return stamped(move)
+
+
+def stamped(move: Move) -> Move:
+    """A decision, as one that begins now."""
+    now = datetime.datetime.now(datetime.UTC)
+    return dataclasses.replace(move, id=f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}", when=now.isoformat())

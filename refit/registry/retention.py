@@ -7,13 +7,10 @@ Stays: every released version, with the candidate and the run that it came from;
 candidates; runs that have not ended, and those that are younger than the oldest candidate that stays for being new.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import TrackingError
 from ..params import Register
 from . import tracking
 from .local_registry import database_of
@@ -23,6 +20,8 @@ from .tracking import as_version, connected, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+Answer = TypeVar("Answer")
 
 _COMMIT_TAG = "refit.git_commit"
 
@@ -87,31 +86,62 @@ def survey(settings: Register, keep: int) -> Survey:
 def remove(settings: Register, found: Survey) -> bool:
     """Delete; may be repeated after it broke off. Gives whether the files are gone too, or MLflow's gc has to follow.
 
+    A version goes last: as long as it is there, a survey finds what is left of it.
+
     Raises:
         TrackingError: this account may not delete, or the server does not answer.
     """
     with connected(settings) as client:
+        models = [one.model_id for one in found.versions if _is_deleted(client.delete_logged_model, one.model_id)]
+        ended = (*(one.run_id for one in found.versions), *found.runs)
+        runs = [run_id for run_id in ended if _is_deleted(client.delete_run, run_id)]
+        if is_local := _is_local(settings):
+            _free(runs, models)
         for one in found.versions:
             name, number = one.uri.removeprefix("models:/").split("/")
             client.delete_model_version(name, number)
-            client.delete_logged_model(one.model_id)
-            client.delete_run(one.run_id)
-        for run_id in found.runs:
-            client.delete_run(run_id)
-    uri = tracking_uri(settings)
-    if not found.versions or database_of(uri) is None:
-        return not found.versions
-    runs = ",".join((*(one.run_id for one in found.versions), *found.runs))
-    models = ",".join(one.model_id for one in found.versions)
-    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri, "--tracking-uri", uri]
-    done = subprocess.run(
-        [*command, "--run-ids", runs, "--logged-model-ids", models], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise TrackingError(
-            f"`mlflow gc` failed, what it would have freed is still there: {done.stderr.strip()[-300:]}"
-        )
-    return True
+    return is_local or not (found.versions or found.runs)
+
+
+def _is_deleted(delete: Callable[[str], None], name: str) -> bool:
+    """Mark as deleted, again too; False: it is freed already."""
+
+    def mark() -> bool:
+        delete(name)
+        return True
+
+    return _if_there(mark, False)
+
+
+def _if_there(ask: Callable[[], Answer], otherwise: Answer) -> Answer:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return ask()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return otherwise
+
+
+def _is_local(settings: Register) -> bool:
+    return database_of(tracking_uri(settings)) is not None
+
+
+def _free(runs: Iterable[str], models: Iterable[str]) -> None:
+    """What `mlflow gc` does to deleted runs and models. The command takes all deleted experiments too, and all deleted
+    models where none is named: those of others. (Inside `connected`.)"""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    store = _get_store()
+    for run_id in runs:
+        get_artifact_repository(store.get_run(run_id).info.artifact_uri).delete_artifacts()
+        store._hard_delete_run(run_id)
+    for model_id in models:
+        place = store.get_logged_model(model_id, allow_deleted=True).artifact_location
+        get_artifact_repository(place).delete_artifacts()
+        store._hard_delete_logged_model(model_id)
 
 
 def _versions(client: "MlflowClient", name: str) -> list[Version]:
@@ -123,15 +153,19 @@ def _versions(client: "MlflowClient", name: str) -> list[Version]:
 def _abandoned(
     client: "MlflowClient", settings: Register, named: set[str], candidates: list[Version], stays: Mapping[str, str]
 ) -> Iterable[str]:
-    """Runs that ended without a version, and are older than all candidates that stay for being new."""
+    """Runs that ended without a version, and are older than all candidates that stay for being new; where they can be
+    freed from here, also those that are only marked as deleted."""
+    from mlflow.entities import ViewType
+
     experiment = client.get_experiment_by_name(settings.experiment)
     new = [one.run_id for one in candidates if stays.get(one.version, "").startswith("one of the newest")]
     if experiment is None or not new:
         return
     began = min(client.get_run(run_id).info.start_time for run_id in new)
-    page = None
+    older, page = f"attributes.start_time < {began}", None
+    view = ViewType.ALL if _is_local(settings) else ViewType.ACTIVE_ONLY
     while True:
-        found = client.search_runs([experiment.experiment_id], f"attributes.start_time < {began}", page_token=page)
+        found = client.search_runs([experiment.experiment_id], older, view, page_token=page)
         for run in found:
             if run.info.run_id not in named and run.info.status != "RUNNING":
                 yield run.info.run_id
@@ -143,9 +177,11 @@ def _abandoned(
 def _bytes(client: "MlflowClient", version: Version) -> int:
     """Of a version's model and of its run's files, as the server lists them."""
     model_id = version.source.removeprefix("models:/")
-    return _size(lambda path: client.list_logged_model_artifacts(model_id, path)) + _size(
-        lambda path: client.list_artifacts(version.run_id, path)
+    listings = (
+        lambda path: client.list_logged_model_artifacts(model_id, path),
+        lambda path: client.list_artifacts(version.run_id, path),
     )
+    return sum(_if_there(lambda: _size(listed), 0) for listed in listings)  # noqa: B023  # called at once
 
 
 def _size(listed: Callable[[str | None], Iterable[Any]], path: str | None = None) -> int:

@@ -114,24 +114,31 @@ def _register(
 ) -> tuple[Version, bool]:
     name = candidates(settings)
     found = _find_version(client, name, CONTENT_TAG, record.content_digest)
-    if is_new := found is None:
+    if found is None:
         run_id, model_uri = _log_run(client, record, settings)
         bundle = _proven(model_uri, prove)
         digest = _log_evidence(client, run_id, bundle)
         renew()
-        found = _find_version(
-            client, name, CONTENT_TAG, record.content_digest
-        )  # of somebody who took this process for dead
-        is_new = found is None
-        found = found or _create_version(client, record, name, run_id, model_uri, digest)
-        if found.tags[EVIDENCE_TAG] == digest:
+        # Of somebody who took this process for dead:
+        found = _find_version(client, name, CONTENT_TAG, record.content_digest)
+        if found is None:
+            found = _create_version(client, record, name, run_id, model_uri, digest)
             _present(client, found, bundle, present)
-    elif found.tags.get(COMPARISON_TAG) != record.comparison_digest or _is_cleaner(record, found):
+            return _complete(client, record, found), True
+    is_new = COMPARISON_TAG not in found.tags  # one that broke off: nobody was told of it
+    if found.tags.get(COMPARISON_TAG) != record.comparison_digest or _is_cleaner(record, found):
         _renew_evidence(client, record, found, prove, present)
-    aliased = _alias(client, name, CANDIDATE)
+    return _complete(client, record, found), is_new
+
+
+def _complete(client: "MlflowClient", record: Record, found: "ModelVersion") -> Version:
+    """Alias, and then the tag of the comparison: who finds it finds a registration that came to its end."""
+    aliased = _alias(client, found.name, CANDIDATE)
     if aliased is None or aliased.version != found.version:
-        client.set_registered_model_alias(name, CANDIDATE, found.version)
-    return as_version(client.get_model_version(name, found.version)), is_new
+        client.set_registered_model_alias(found.name, CANDIDATE, found.version)
+    if found.tags.get(COMPARISON_TAG) != record.comparison_digest:
+        client.set_model_version_tag(found.name, found.version, COMPARISON_TAG, record.comparison_digest)
+    return as_version(client.get_model_version(found.name, found.version))
 
 
 def version_with_alias(settings: Register, alias: str) -> Version | None:
@@ -343,7 +350,7 @@ def _renew_evidence(
     found.tags.update({EVIDENCE_TAG: digest, **commit})
     _present(client, found, bundle, present)
     # The commit last: what breaks off before it is seen by `_is_cleaner`, and done again.
-    tags = {**record.verdict, EVIDENCE_TAG: digest, COMPARISON_TAG: record.comparison_digest, **commit}
+    tags = {**record.verdict, EVIDENCE_TAG: digest, **commit}
     for name, value in tags.items():
         client.set_model_version_tag(found.name, found.version, name, value)
 
@@ -366,7 +373,6 @@ def _create_version(
         tags={
             CONTENT_TAG: record.content_digest,
             EVIDENCE_TAG: digest,
-            COMPARISON_TAG: record.comparison_digest,
             **record.verdict,
             **record.tags,
         },
