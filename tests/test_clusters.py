@@ -79,15 +79,14 @@ def test_the_reason_says_how_many_examples_count() -> None:
     outcomes = np.where(CLUSTERS < 3, 0, 2)
     sides = (side(outcomes != 1, CLUSTERS), side(outcomes != 0, CLUSTERS))
     labels = Labels(tuple("abc"), frozenset("abc"), frozenset())
-    decision = decide(*sides, labels, [], GATE, 10, 17)
-    assert "those of one group are alike, so that 300 count as 59" in decision.checks[0].reason
-    assert decision.images_needed is not None
-    assert decision.images_needed > 300
-    alone = decide(
-        *(replace(one, scored=replace(one.scored, clusters=None)) for one in sides), labels, [], GATE, 10, 17
-    )
+    check = decide(*sides, labels, [], GATE, 10, 17).checks[0]
+    assert check.verdict == "hold"
+    assert "those of one group are alike, so that 300 count as 59" in check.reason
+    assert "about 824 labelled test examples would decide (now 300)" in check.reason
+    as_alone = (replace(one, scored=replace(one.scored, clusters=None)) for one in sides)
+    alone = decide(*as_alone, labels, [], GATE, 10, 17).checks[0]
     assert alone.verdict == "pass"
-    assert "of one group" not in alone.checks[0].reason
+    assert "of one group" not in alone.reason
 
 
 def accuracy_of(right: np.ndarray, clusters: np.ndarray | None) -> intervals.Interval:

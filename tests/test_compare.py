@@ -253,7 +253,7 @@ def answer(classes: str, probabilities: np.ndarray) -> probe.Answer:
 def test_two_models_speak_of_the_same_classes() -> None:
     """The candidate knows a, c, d; the champion knew a, b, c, of which b was given up."""
     labels = Labels(tuple("abcd"), frozenset("acd"), frozenset("b"))
-    test = pd.DataFrame({"label": ["a", "c", "d", "b"]})
+    test = pd.DataFrame({"label": ["a", "c", "d", "b"], "group": ""})
     new = np.array([[0.7, 0.1, 0.2], [0.1, 0.3, 0.6], [0.1, 0.2, 0.7], [0.3, 0.2, 0.5]])
     old = np.array([[0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
     lasting = labels.lasting(frozenset("abc"))
@@ -272,7 +272,8 @@ def test_two_models_speak_of_the_same_classes() -> None:
 
 
 def test_a_probability_that_is_no_number_stays_one_for_the_gate_to_refuse() -> None:
-    labels, test = Labels(tuple("ab"), frozenset("ab"), frozenset()), pd.DataFrame({"label": ["a", "b"]})
+    labels = Labels(tuple("ab"), frozenset("ab"), frozenset())
+    test = pd.DataFrame({"label": ["a", "b"], "group": ""})
     broken = np.array([[0.9, 0.1], [0.2, np.nan]])
     side = comparing._side(answer("ab", broken), broken.T, test, labels, labels.source, 10)
     with pytest.raises(EvidenceError, match="not numbers"):

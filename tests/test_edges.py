@@ -237,7 +237,8 @@ def test_files_that_are_not_accepted_train_nothing_again(project: Path, tmp_path
 
 
 def test_a_file_that_changed_behind_the_tables_back_is_refused(project: Path, tmp_path: Path) -> None:
-    """The training does not depend on the files' folder, since the table names each content: so it must look."""
+    """The training does not depend on the files' folder, since the table names each content: so it must look at what it
+    has not kept."""
     accepted = pd.read_parquet(project / "data/accepted.parquet")
     name = accepted.loc[accepted["split"] == "train", "path"].iloc[0]
     picture = project / name
@@ -245,7 +246,7 @@ def test_a_file_that_changed_behind_the_tables_back_is_refused(project: Path, tm
     Image.new("RGB", (24, 20)).save(picture)
     try:
         command = [sys.executable, "-m", "dvc", "repro", "--single-item", "--force", "finetune"]
-        env = environment(tmp_path)
+        env = environment(tmp_path) | {"REFIT_CACHE": str(tmp_path / "nothing kept")}
         done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
     finally:
         picture.write_bytes(before)

@@ -310,8 +310,12 @@ def test_a_training_ends_with_what_asked_for_it(tmp_path: Path) -> None:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may ignore it
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        reproduce._run([sys.executable, "-c", TRAINS], tmp_path, is_group=True)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            reproduce._run([sys.executable, "-c", TRAINS], tmp_path, is_group=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     with pytest.raises(ProcessLookupError):
         os.kill(int(begun.read_text()), 0)
