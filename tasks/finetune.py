@@ -108,7 +108,8 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
             "this process and the first one do not train the same: bring data, params.yaml, code and packages of this "
             "machine to those of the first"
         )
-    fitted = fit(job, Keeper(fingerprint), ranks)
+    keeper = Keeper(fingerprint)
+    fitted = fit(job, keeper, ranks)
     if not ranks.is_first:
         return
     if settings.max_minutes is not None:
@@ -119,7 +120,7 @@ def _finetune(params: Params, device: torch.device, ranks: Ranks) -> None:
     card = _card(params, start, base, accepted, fitted, job, made_in)
     publish_record(paths.MODEL_CARD, dataclasses.replace(card, plan=(*card.plan, *read)))
     publish_json(paths.WORK, dataclasses.asdict(fitted.work))
-    Keeper(fingerprint).clear()
+    keeper.clear()
     say(f"epoch {fitted.best_epoch} is the best on validation: {paths.MODEL_WEIGHTS}")
 
 
